@@ -1,0 +1,405 @@
+"""The experiment: one TOML file into frozen dataclasses, and into Flower's flat run-config.
+
+Every key is a field below, with its default, its range and what it means. Everything that can be
+said about an experiment without loading data is checked here, before any work, a line a problem.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import ConfigError, nearest
+
+Value = str | int | float | bool
+Vocabulary = Mapping[str, Collection[str]]
+
+# Tables that say where and how a run is executed. They never change its result, so a run may be
+# resumed with others, and they stay out of the hash that names an experiment.
+EXECUTION_TABLES = ("engine", "run")
+
+
+def setting(
+    default: Value,
+    about: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare a key: its default, one line of help, and the values it may take."""
+    limits = {"low": low, "high": high, "above": above, "below": below}
+    return field(default=default, metadata={"about": about, "choices": choices, **limits})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentTable:
+    """What the experiment is called, and how long it runs."""
+
+    name: str = setting("quickstart", "names the run and its directory")
+    seed: int = setting(0, "fixes partition, sampling, initial draw and batches", low=0)
+    rounds: int = setting(30, "federated rounds", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataTable:
+    """Which examples there are, and which client holds which."""
+
+    dataset: str = setting("digits", "digits, mnist, fashion_mnist, cifar10, or file")
+    path: str = setting("", "dataset = file: the .npz, .csv or .parquet file")
+    test_path: str = setting("", "dataset = file: a file of the same columns to test on")
+    label: str = setting("", "dataset = file: the label column, or the array of labels")
+    client: str = setting("", "dataset = file: the column or array of client ids")
+    clients: int = setting(50, "clients in the federation; 0 with natural: as many as ids", low=0)
+    partition: str = setting(
+        "iid", "how examples are dealt: iid, dirichlet, shards, labels, quantity, natural"
+    )
+    alpha: float = setting(0.3, "dirichlet: concentration, small is uneven", above=0)
+    shards_per_client: int = setting(2, "shards: label-sorted shards per client", low=1)
+    labels_per_client: int = setting(2, "labels: distinct labels per client", low=1)
+    size_sigma: float = setting(1.0, "quantity: sigma of the log-normal client sizes", above=0)
+    min_examples: int = setting(1, "every client holds at least so many examples", low=1)
+    test_fraction: float = setting(
+        0.2, "held out for testing where a dataset has no test split", above=0, below=1
+    )
+    missing: str = setting(
+        "refuse", "dataset = file: missing values", choices=("refuse", "impute")
+    )
+    standardize: bool = setting(False, "dataset = file: numeric columns to mean 0, deviation 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTable:
+    """The network that every client trains."""
+
+    name: str = setting("mlp", "mlp or cnn")
+    width: int = setting(0, "units of a dense hidden layer; 0: 200 (mlp), 512 (cnn)", low=0)
+    depth: int = setting(0, "hidden layers (mlp) or convolutions (cnn); 0: two", low=0)
+    activation: str = setting("relu", "such as relu, tanh, gelu, leaky_relu(0.1)")
+    init_gain: float = setting(0.0, "initialisation gain; 0: the activation's own", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTable:
+    """Local training: stochastic gradient descent on the client's own examples."""
+
+    epochs: int = setting(1, "passes over the client's data in a round", low=1)
+    steps: int = setting(0, "optimiser steps in a round; 0: as many as the epochs hold", low=0)
+    batch_size: int = setting(10, "examples a step; 0: all of the client's", low=0)
+    learning_rate: float = setting(0.1, "step size of the first round", above=0)
+    momentum: float = setting(0.0, "of the client's optimiser, fresh every round", low=0, below=1)
+    weight_decay: float = setting(0.0, "L2 penalty added to the gradient", low=0)
+    clip_norm: float = setting(0.0, "largest gradient norm; 0: no clipping", low=0)
+    proximal_mu: float = setting(0.0, "FedProx: pull towards the global model", low=0)
+    schedule: str = setting(
+        "constant",
+        "learning rate over the rounds",
+        choices=("constant", "linear", "cosine", "exponential"),
+    )
+    decay: float = setting(0.99, "exponential: factor from round to round", above=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerTable:
+    """Who is asked in a round, and how the answers become the next model."""
+
+    strategy: str = setting("fedavg", "how updates are aggregated")
+    clients_per_round: int = setting(10, "cohort size", low=1)
+    learning_rate: float = setting(0.0, "server step size; 0: the strategy's own", low=0)
+    momentum: float = setting(0.9, "fedavgm", low=0, below=1)
+    beta_1: float = setting(0.9, "fedadam, fedyogi", low=0, below=1)
+    beta_2: float = setting(0.99, "fedadam, fedyogi", low=0, below=1)
+    tau: float = setting(1e-3, "fedadam, fedyogi, fedadagrad: adaptivity", above=0)
+    byzantine_clients: int = setting(0, "krum, multikrum, bulyan: clients to withstand", low=0)
+    selected_clients: int = setting(1, "multikrum: updates that are averaged", low=1)
+    trim_fraction: float = setting(0.2, "fedtrimmedavg: cut from each end", low=0, below=0.5)
+    q: float = setting(0.1, "qfedavg: fairness", low=0)
+    evaluate_every: int = setting(1, "test the global model every so many rounds", low=1)
+    round_timeout_seconds: float = setting(600.0, "a reply that takes longer is missed", above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineTable:
+    """What executes the clients. Results do not depend on it."""
+
+    name: str = setting("ray", "ray or inline", choices=("ray", "inline"))
+    workers: int = setting(0, "ray: worker processes; 0: one per core", low=0)
+    address: str = setting("", "ray: join the cluster at this address")
+    device: str = setting("cpu", "where clients train", choices=("cpu", "cuda"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureTable:
+    """How much is measured."""
+
+    level: str = setting(
+        "light", "light: a row per client and round; full: also a row per layer",
+        choices=("light", "full"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTable:
+    """Where a run reads and writes."""
+
+    out: str = setting("", "the run directory; empty: a new one under runs/")
+    resume: bool = setting(False, "continue the run in run.out")
+    data_dir: str = setting("", "datasets; empty: $FEDSIM_DATA_DIR, then the user's cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One experiment, complete and checked. Build it with :func:`read` or :func:`from_flat`."""
+
+    experiment: ExperimentTable = ExperimentTable()
+    data: DataTable = DataTable()
+    model: ModelTable = ModelTable()
+    train: TrainTable = TrainTable()
+    server: ServerTable = ServerTable()
+    engine: EngineTable = EngineTable()
+    measure: MeasureTable = MeasureTable()
+    run: RunTable = RunTable()
+
+    def tables(self) -> dict[str, dict[str, Value]]:
+        """Return the nested form, as in the TOML file."""
+        return dataclasses.asdict(self)
+
+    def flat(self) -> dict[str, Value]:
+        """Return the dotted form, as in Flower's run-config."""
+        return {f"{t}.{k}": v for t, keys in self.tables().items() for k, v in keys.items()}
+
+    def digest(self) -> str:
+        """Return the SHA-256 of everything that can change the result."""
+        flat = {k: v for k, v in self.flat().items() if k.split(".")[0] not in EXECUTION_TABLES}
+        return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+
+def fields_by_key() -> dict[str, dataclasses.Field[Any]]:
+    """Return every dotted key with its declaration."""
+    return {
+        f"{table.name}.{key.name}": key
+        for table in dataclasses.fields(Experiment)
+        for key in dataclasses.fields(table.default)
+    }
+
+
+def read(
+    path: Path | None, overrides: Sequence[str] = (), *, vocabulary: Vocabulary
+) -> Experiment:
+    """Read an experiment from a TOML file; precedence: overrides, then the file, then defaults.
+
+    Args:
+        path: the TOML file; None for the defaults alone.
+        overrides: ``"table.key=value"``, as on the command line.
+        vocabulary: by key, the names that the registries know.
+
+    Raises:
+        ConfigError: with every problem found, a line each.
+    """
+    flat = {} if path is None else flatten(read_toml(path))
+    problems: list[str] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            problems.append(f"-s {text}: write it as table.key=value")
+        else:
+            flat[key.strip()] = parse_override(key.strip(), value.strip())
+    return from_flat(flat, vocabulary=vocabulary, problems=problems)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file, with errors that name the file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([f"{path}: no such file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{path}: not valid TOML: {error}"]) from error
+
+
+def flatten(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn nested tables into dotted keys; dotted keys pass through."""
+    flat: dict[str, Any] = {}
+    for name, value in tables.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{name}.{k}": v for k, v in flatten(value).items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def parse_override(key: str, text: str) -> Any:
+    """Read a value as TOML where it is TOML, and as a bare string where it is not."""
+    known = fields_by_key().get(key)
+    if known is not None and isinstance(known.default, str) and not text.startswith(('"', "'")):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def from_flat(
+    flat: Mapping[str, Any], *, vocabulary: Vocabulary, problems: Sequence[str] = ()
+) -> Experiment:
+    """Build an experiment from dotted keys, checking every one; see :func:`read`."""
+    found = list(problems)
+    known = fields_by_key()
+    values: dict[str, dict[str, Any]] = {t.name: {} for t in dataclasses.fields(Experiment)}
+    for key, value in flat.items():
+        if key not in known:
+            found.append(f"{key} = {value!r}: unknown key; {nearest(key, known)}")
+            continue
+        converted, problem = convert(key, value, known[key], vocabulary.get(key, ()))
+        if problem:
+            found.append(problem)
+        else:
+            table, _, name = key.partition(".")
+            values[table][name] = converted
+    experiment = Experiment(
+        **{t.name: type(t.default)(**values[t.name]) for t in dataclasses.fields(Experiment)}
+    )
+    rejected = {line.split(" ")[0] for line in found}
+    found += [line for keys, line in conflicts(experiment) if not rejected & set(keys)]
+    if found:
+        raise ConfigError(found)
+    return experiment
+
+
+def convert(
+    key: str, value: Any, declared: dataclasses.Field[Any], names: Collection[str]
+) -> tuple[Any, str | None]:
+    """Return the value in its declared type, or what is wrong with it."""
+    kind = type(declared.default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+        return None, f"{key} = {value!r}: must be {wanted[kind]}"
+    return value, range_problem(key, value, declared) or name_problem(key, value, declared, names)
+
+
+def range_problem(key: str, value: Value, declared: dataclasses.Field[Any]) -> str | None:
+    """Say which bound a number breaks."""
+    if isinstance(value, (str, bool)):
+        return None
+    limits = declared.metadata
+    if not math.isfinite(value):
+        return f"{key} = {value}: must be finite"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return f"{key} = {value}: must fit in 64 bits"
+    for name, word, broken in (
+        ("low", "at least", lambda bound: value < bound),
+        ("high", "at most", lambda bound: value > bound),
+        ("above", "greater than", lambda bound: value <= bound),
+        ("below", "less than", lambda bound: value >= bound),
+    ):
+        if limits[name] is not None and broken(limits[name]):
+            return f"{key} = {value}: must be {word} {limits[name]:g}"
+    return None
+
+
+def name_problem(
+    key: str, value: Value, declared: dataclasses.Field[Any], names: Collection[str]
+) -> str | None:
+    """Say that a name is unknown, and which was probably meant."""
+    allowed = names or declared.metadata["choices"]
+    if not isinstance(value, str) or not allowed:
+        return None
+    # An activation may carry parameters, as in leaky_relu(0.1); its registry reads those.
+    name = value.partition("(")[0].strip() if key == "model.activation" else value
+    return None if name in allowed else f"{key} = {value!r}: unknown; {nearest(value, allowed)}"
+
+
+def conflicts(e: Experiment) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the impossible combinations: the keys involved, and the line that explains them."""
+    s, d, t, name = e.server, e.data, e.train, e.server.strategy
+    cohort = ("server.clients_per_round", "data.clients")
+    if d.clients == 0 and d.partition != "natural":
+        yield ("data.clients",), (
+            'data.clients = 0: needs data.partition = "natural"; otherwise give a number'
+        )
+    elif d.clients and s.clients_per_round > d.clients:
+        yield cohort, (
+            f"server.clients_per_round = {s.clients_per_round}: more than data.clients = "
+            f"{d.clients}"
+        )
+    if d.dataset == "file" and not d.path:
+        yield ("data.path",), 'data.path = "": data.dataset = "file" needs the file\'s path'
+    if d.dataset != "file":
+        for key in ("path", "test_path", "label", "client"):
+            if getattr(d, key):
+                yield (f"data.{key}",), (
+                    f"data.{key} = {getattr(d, key)!r}: only with data.dataset = "
+                    f'"file", not {d.dataset!r}'
+                )
+    if d.partition == "natural" and d.dataset == "file" and not d.client:
+        yield ("data.client",), (
+            'data.client = "": data.partition = "natural" needs the column of client ids'
+        )
+    if name == "fedprox" and t.proximal_mu == 0:
+        yield ("train.proximal_mu",), (
+            "train.proximal_mu = 0.0: server.strategy = 'fedprox' needs it above 0 "
+            "(at 0 it is fedavg)"
+        )
+    stepping = ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold")
+    if s.learning_rate not in (0.0, 1.0) and name not in stepping:
+        yield ("server.learning_rate",), (
+            f"server.learning_rate = {s.learning_rate}: server.strategy = {name!r} takes no "
+            f"server step; use one of {', '.join(stepping)}"
+        )
+    if name == "scaffold" and t.momentum:
+        yield ("train.momentum",), (
+            f"train.momentum = {t.momentum}: server.strategy = 'scaffold' is defined for plain "
+            "SGD; set it to 0"
+        )
+    if name == "multikrum" and s.selected_clients > s.clients_per_round - s.byzantine_clients:
+        yield ("server.selected_clients", "server.clients_per_round"), (
+            f"server.selected_clients = {s.selected_clients}: more than the "
+            f"{s.clients_per_round - s.byzantine_clients} honest of "
+            f"server.clients_per_round = {s.clients_per_round}"
+        )
+    # Blanchard et al. 2017 (Krum: n >= 2f + 3); El Mhamdi et al. 2018 (Bulyan: n >= 4f + 3).
+    factor = {"krum": 2, "multikrum": 2, "bulyan": 4}.get(name)
+    if factor and s.clients_per_round < factor * s.byzantine_clients + 3:
+        yield ("server.byzantine_clients", "server.clients_per_round"), (
+            f"server.byzantine_clients = {s.byzantine_clients}: {name} then needs "
+            f"server.clients_per_round of at least {factor * s.byzantine_clients + 3}, "
+            f"not {s.clients_per_round}"
+        )
+    if e.engine.name == "inline" and e.engine.workers > 1:
+        yield ("engine.workers", "engine.name"), (
+            f"engine.workers = {e.engine.workers}: engine.name = 'inline' has one; "
+            "use engine.name = \"ray\""
+        )
+    if e.engine.name == "inline" and e.engine.address:
+        yield ("engine.address", "engine.name"), (
+            f"engine.address = {e.engine.address!r}: only with engine.name = \"ray\""
+        )
+    if e.engine.address and e.engine.workers == 0:
+        yield ("engine.workers",), (
+            "engine.workers = 0: say how many workers to place on the cluster at engine.address"
+        )
+    if e.run.resume and not e.run.out:
+        yield ("run.out",), 'run.out = "": run.resume = true needs the directory to continue'
+
+
+def differences(old: Experiment, new: Experiment) -> list[str]:
+    """List the keys that change the result and differ, as ``key: old -> new``."""
+    before, after = old.flat(), new.flat()
+    return [
+        f"{key}: {before[key]!r} -> {after[key]!r}"
+        for key in before
+        if key.split(".")[0] not in EXECUTION_TABLES and before[key] != after[key]
+    ]

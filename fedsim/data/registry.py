@@ -1,0 +1,69 @@
+"""The datasets there are, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fedsim.data.cifar import read_cifar10
+from fedsim.data.dataset import Dataset
+from fedsim.data.digits import read_digits
+from fedsim.data.file import read_file
+from fedsim.data.idx import read_fashion_mnist, read_mnist
+from fedsim.data.source import Source, data_directory
+from fedsim.errors import DataError, nearest
+
+Reader = Callable[[Source], Dataset]
+
+DATASETS: dict[str, Reader] = {
+    "digits": read_digits,
+    "mnist": read_mnist,
+    "fashion_mnist": read_fashion_mnist,
+    "cifar10": read_cifar10,
+    "file": read_file,
+}
+
+
+def load_dataset(
+    name: str,
+    *,
+    directory: str = "",
+    path: str = "",
+    test_path: str = "",
+    label: str = "",
+    client: str = "",
+    test_fraction: float = 0.2,
+    missing: str = "refuse",
+    standardize: bool = False,
+) -> Dataset:
+    """Read a dataset into memory. Equal files and arguments give equal arrays.
+
+    Args:
+        name: a key of ``DATASETS``.
+        directory: holds one folder for each dataset; empty for :func:`data_directory`'s choice.
+        path: for ``file``: an .npz, .csv or .parquet file.
+        test_path: for ``file``: a table of the same format and columns to test on.
+        label: for ``file``: the label column; in an .npz the array of labels, ``y`` if empty.
+        client: for ``file``: the column or array of client ids; empty for no natural split.
+        test_fraction: the part held out where there is no test split, in (0, 1); which examples
+            that are depends on the data alone, never on an experiment's seed.
+        missing: for tables: ``refuse`` gaps, or ``impute`` them from the training part.
+        standardize: for tables: bring columns of numbers to mean 0 and standard deviation 1.
+
+    Raises:
+        DataError: the name is unknown, or the data is missing, corrupt, or not as asked for.
+    """
+    if name not in DATASETS:
+        raise DataError(f"data.dataset = {name!r}: unknown dataset; {nearest(name, DATASETS)}")
+    return DATASETS[name](
+        Source(
+            dataset=name,
+            directory=data_directory(directory),
+            path=path,
+            test_path=test_path,
+            label=label,
+            client=client,
+            test_fraction=test_fraction,
+            missing=missing,
+            standardize=standardize,
+        )
+    )

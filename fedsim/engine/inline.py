@@ -1,0 +1,43 @@
+"""The executor without processes: one client after another, in this one."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Collection, Sequence
+
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from fedsim.engine.executor import Job, Outcome
+from fedsim.engine.worker import isolated, run_job
+
+
+class InlineExecutor:
+    """Runs jobs when their outcomes are asked for. A client that hangs cannot be interrupted."""
+
+    def __init__(self, app: ClientApp) -> None:
+        self._app = app
+        self._queue: deque[Job] = deque()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs; nothing runs yet."""
+        self._queue.extend(jobs)
+
+    def collect(self, deadline: float) -> list[Outcome]:
+        """Run the next job, unless the deadline has passed."""
+        if not self._queue or time.monotonic() > deadline:
+            return []
+        job = self._queue.popleft()
+        message = Message(isolated(job.message.content), metadata=job.message.metadata)
+        return [run_job(self._app, Job(message, job.context, job.seed))]
+
+    def abandon(self, message_ids: Collection[str]) -> None:
+        """Drop jobs that have not run."""
+        self._queue = deque(
+            job for job in self._queue if job.message.metadata.message_id not in message_ids
+        )
+
+    def close(self) -> None:
+        """Forget what is queued."""
+        self._queue.clear()

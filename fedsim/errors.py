@@ -1,0 +1,60 @@
+"""Every error fedsim raises on purpose. Each message gives the value, the place and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class FedsimError(Exception):
+    """Base of all errors that fedsim raises on purpose; ``exit_code`` is what the command returns."""
+
+    exit_code = 1
+
+
+class ConfigError(FedsimError):
+    """An experiment or study that cannot run as written; holds every problem found, a line each."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class DataError(FedsimError):
+    """Data that is missing, corrupt, or of the wrong shape; the message names the file."""
+
+    exit_code = 2
+
+
+class EngineError(FedsimError):
+    """The engine could not start, or lost what it needs to go on."""
+
+
+class RunFailed(FedsimError):
+    """A run that cannot continue, for instance because no client answered."""
+
+
+class LedgerError(FedsimError):
+    """A run directory that cannot be written, read or resumed."""
+
+
+class RunExists(LedgerError):
+    """The directory asked for already holds a run (or something else)."""
+
+    exit_code = 2
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Say which valid name was probably meant, or list them all.
+
+    Args:
+        name: what was written.
+        valid: the names that would have been accepted.
+    """
+    options = sorted(valid)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "valid: " + ", ".join(options)

@@ -1,0 +1,306 @@
+"""Flower's strategies by name, and SCAFFOLD, behind one interface that a round can rely on.
+
+Flower's own classes do the aggregation. Around them: cohorts are chosen by us, arrays reach them
+in the order of the clients and as float64, and come back in the model's dtypes; metrics are left
+alone (the ledger has every client's); what a strategy remembers can be stored and restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flwr_strategy
+from flwr.serverapp.exception import AppExitException
+from flwr.serverapp.strategy import Strategy
+
+from fedsim.algorithms import scaffold
+from fedsim.config import Experiment, ServerTable
+from fedsim.errors import RunFailed
+from fedsim.federation.replies import INITIAL_LOSS, Update
+from fedsim.flower import ARRAYS, METRICS, WEIGHT, Instruction
+
+Arrays = Mapping[str, np.ndarray]
+TRAIN_LOSS = "train_loss"  # where QFedAvg looks for the loss by default
+
+
+class Aggregator(Protocol):
+    """How updates become the next model."""
+
+    with_control: bool
+
+    def instruct(
+        self, round: int, arrays: Arrays, learning_rate: float, nodes: Sequence[int]
+    ) -> Instruction:
+        """Return what the cohort at these nodes is asked."""
+
+    def aggregate(self, round: int, arrays: Arrays, updates: Sequence[Update]) -> dict[str, Any]:
+        """Return the next model from the updates, which come in the order of the clients."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return what is remembered from round to round, besides the model."""
+
+    def restore(self, state: Arrays) -> None:
+        """Go on from a state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One of Flower's strategies: how to build it, and what it needs."""
+
+    build: Callable[..., Strategy]
+    arguments: Callable[[Experiment], dict[str, Any]] = lambda e: {}
+    memory: tuple[str, ...] = ()  # attributes that hold arrays from round to round
+    minimum: Callable[[ServerTable], int] = lambda s: 1  # updates without which it means nothing
+    initial_loss: bool = False
+    round_offset: int = 0  # added to the round number that the strategy is told
+
+
+def adaptive(e: Experiment, default_rate: float, *betas: str) -> dict[str, Any]:
+    """Return what FedAdam, FedYogi and FedAdagrad share (Reddi et al. 2021, algorithm 2)."""
+    s = e.server
+    shared = {"eta": s.learning_rate or default_rate, "eta_l": e.train.learning_rate, "tau": s.tau}
+    return shared | {beta: getattr(s, beta) for beta in betas}
+
+
+def krum_like(e: Experiment) -> dict[str, Any]:
+    """Return what the Byzantine-robust selections share."""
+    return {"num_malicious_nodes": e.server.byzantine_clients}
+
+
+def two_f_plus_3(s: ServerTable) -> int:
+    """Krum's condition (Blanchard et al. 2017, proposition 1)."""
+    return 2 * s.byzantine_clients + 3
+
+
+FLOWER_STRATEGIES: dict[str, Kind] = {
+    "fedavg": Kind(build=flwr_strategy.FedAvg),
+    "fedprox": Kind(
+        build=flwr_strategy.FedProx, arguments=lambda e: {"proximal_mu": e.train.proximal_mu}
+    ),
+    "fedavgm": Kind(
+        build=flwr_strategy.FedAvgM,
+        arguments=lambda e: {
+            "server_learning_rate": e.server.learning_rate or 1.0,
+            "server_momentum": e.server.momentum,
+        },
+        memory=("momentum_vector",),
+    ),
+    "fedadam": Kind(
+        build=flwr_strategy.FedAdam,
+        arguments=lambda e: adaptive(e, 0.1, "beta_1", "beta_2"),
+        memory=("m_t", "v_t"),
+        # Flower corrects the bias by beta^(round + 1); Kingma and Ba 2015 by beta^round.
+        round_offset=-1,
+    ),
+    "fedyogi": Kind(
+        build=flwr_strategy.FedYogi,
+        arguments=lambda e: adaptive(e, 0.01, "beta_1", "beta_2"),
+        memory=("m_t", "v_t"),
+    ),
+    "fedadagrad": Kind(
+        build=flwr_strategy.FedAdagrad,
+        arguments=lambda e: adaptive(e, 0.1),
+        memory=("m_t", "v_t"),
+    ),
+    "fedmedian": Kind(build=flwr_strategy.FedMedian),
+    "fedtrimmedavg": Kind(
+        build=flwr_strategy.FedTrimmedAvg, arguments=lambda e: {"beta": e.server.trim_fraction}
+    ),
+    "krum": Kind(build=flwr_strategy.Krum, arguments=krum_like, minimum=two_f_plus_3),
+    "multikrum": Kind(
+        build=flwr_strategy.MultiKrum,
+        arguments=lambda e: {**krum_like(e), "num_nodes_to_select": e.server.selected_clients},
+        minimum=two_f_plus_3,
+    ),
+    "bulyan": Kind(
+        build=flwr_strategy.Bulyan,
+        arguments=krum_like,
+        minimum=lambda s: 4 * s.byzantine_clients + 3,  # El Mhamdi et al. 2018, section 4
+    ),
+    "qfedavg": Kind(
+        build=flwr_strategy.QFedAvg,
+        arguments=lambda e: {"client_learning_rate": e.train.learning_rate, "q": e.server.q},
+        initial_loss=True,
+    ),
+}
+
+
+def make_aggregator(experiment: Experiment, arrays: Arrays, *, clients: int) -> Aggregator:
+    """Return the aggregator that the experiment names.
+
+    Args:
+        experiment: complete and checked.
+        arrays: the initial model.
+        clients: how many the federation has.
+    """
+    return AGGREGATORS[experiment.server.strategy](experiment, arrays, clients)
+
+
+class FlowerAggregator:
+    """One of Flower's strategies, driven through its own hooks."""
+
+    with_control = False
+
+    def __init__(self, experiment: Experiment, arrays: Arrays, clients: int) -> None:
+        self._name = experiment.server.strategy
+        self._kind = FLOWER_STRATEGIES[self._name]
+        self._minimum = self._kind.minimum(experiment.server)
+        self._strategy: Any = self._kind.build(
+            train_metrics_aggr_fn=lambda records, key: MetricRecord(),
+            min_train_nodes=1,
+            min_available_nodes=1,
+            **self._kind.arguments(experiment),
+        )
+        self._names = list(arrays)
+
+    def instruct(
+        self, round: int, arrays: Arrays, learning_rate: float, nodes: Sequence[int]
+    ) -> Instruction:
+        """Let the strategy take note of the model that this round starts from."""
+        if hasattr(self._strategy, "current_arrays"):
+            self._strategy.current_arrays = None  # FedAvgM would keep its own, unrounded copy
+        if hasattr(self._strategy, "client_learning_rate"):
+            self._strategy.client_learning_rate = learning_rate
+        self._strategy.configure_train(
+            round + self._kind.round_offset, held(arrays), ConfigRecord(), ChosenNodes(nodes)
+        )
+        return Instruction(
+            round=round,
+            arrays=arrays,
+            learning_rate=learning_rate,
+            initial_loss=self._kind.initial_loss,
+        )
+
+    def aggregate(self, round: int, arrays: Arrays, updates: Sequence[Update]) -> dict[str, Any]:
+        """Give the strategy the updates and return its model in the dtypes of the old one.
+
+        Raises:
+            RunFailed: too few updates for what the strategy promises, or it refused them.
+        """
+        if len(updates) < self._minimum:
+            raise RunFailed(
+                f"round {round}: {self._name} needs {self._minimum} updates to keep its promise, "
+                f"and {len(updates)} could be used"
+            )
+        for update in updates:
+            update.reply.content = self._content(update)
+        replies = [update.reply for update in updates]
+        try:
+            result, _ = self._strategy.aggregate_train(round + self._kind.round_offset, replies)
+        except AppExitException as error:
+            raise RunFailed(f"round {round}: {self._name} could not aggregate: {error}") from error
+        return {name: result[name].numpy().astype(a.dtype) for name, a in arrays.items()}
+
+    def _content(self, update: Update) -> RecordDict:
+        metrics = MetricRecord({WEIGHT: update.examples})
+        if self._kind.initial_loss:
+            metrics[TRAIN_LOSS] = float(update.metrics[INITIAL_LOSS])  # type: ignore[arg-type]
+        return RecordDict({ARRAYS: held(update.arrays), METRICS: metrics})
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the strategy's memory, as ``attribute/array``."""
+        return {
+            f"{attribute}/{name}": value
+            for attribute in self._kind.memory
+            for name, value in self._memory(attribute).items()
+        }
+
+    def _memory(self, attribute: str) -> dict[str, np.ndarray]:
+        value = getattr(self._strategy, attribute) or {}
+        return value if isinstance(value, dict) else dict(zip(self._names, value, strict=True))
+
+    def restore(self, state: Arrays) -> None:
+        """Put the memory back."""
+        for attribute in self._kind.memory:
+            named = {n: state[f"{attribute}/{n}"] for n in self._names if f"{attribute}/{n}" in state}
+            if named:
+                as_list = attribute == "momentum_vector"
+                setattr(self._strategy, attribute, list(named.values()) if as_list else named)
+
+
+class ScaffoldAggregator:
+    """SCAFFOLD's server half; see :mod:`fedsim.algorithms.scaffold`."""
+
+    with_control = True
+
+    def __init__(self, experiment: Experiment, arrays: Arrays, clients: int) -> None:
+        self._clients = clients
+        self._learning_rate = experiment.server.learning_rate or 1.0
+        self._control = {name: np.zeros_like(value) for name, value in arrays.items()}
+
+    def instruct(
+        self, round: int, arrays: Arrays, learning_rate: float, nodes: Sequence[int]
+    ) -> Instruction:
+        """Send the model and the server's control variate."""
+        return Instruction(
+            round=round, arrays=arrays, learning_rate=learning_rate, control=self._control
+        )
+
+    def aggregate(self, round: int, arrays: Arrays, updates: Sequence[Update]) -> dict[str, Any]:
+        """Step the model and the control variate."""
+        model, self._control = scaffold.server_step(
+            arrays,
+            self._control,
+            [update.arrays for update in updates],
+            [update.control_change or {} for update in updates],
+            clients=self._clients,
+            learning_rate=self._learning_rate,
+        )
+        return model
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the control variate."""
+        return {f"control/{name}": value for name, value in self._control.items()}
+
+    def restore(self, state: Arrays) -> None:
+        """Put the control variate back."""
+        self._control = {name: state[f"control/{name}"] for name in self._control}
+
+
+AGGREGATORS: dict[str, Callable[[Experiment, Arrays, int], Aggregator]] = {
+    **dict.fromkeys(FLOWER_STRATEGIES, FlowerAggregator),
+    "scaffold": ScaffoldAggregator,
+}
+
+
+class HeldArray(Array):
+    """An Array that hands out its values as float64 without serialising them first."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.__dict__.update(dtype="float64", shape=values.shape, stype="numpy.ndarray")
+        self.__dict__["_values"] = values
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """Return a float64 copy: strategies work on it in place."""
+        return np.asarray(self.__dict__["_values"]).astype(np.float64)
+
+    @property  # type: ignore[override]
+    def data(self) -> bytes:
+        """The serialised form, for whoever insists."""
+        buffer = BytesIO()
+        np.save(buffer, self.numpy(), allow_pickle=False)
+        return buffer.getvalue()
+
+
+def held(arrays: Arrays) -> ArrayRecord:
+    """Return a record of arrays held as they are."""
+    record = ArrayRecord()
+    for name, values in arrays.items():
+        record[name] = HeldArray(values)
+    return record
+
+
+@dataclass(frozen=True)
+class ChosenNodes:
+    """The grid that a strategy samples from: the cohort that was drawn for it, all of it."""
+
+    nodes: Sequence[int]
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the cohort's nodes."""
+        return self.nodes

@@ -1,0 +1,1 @@
+"""What is counted and what is measured about a client, a round and a run."""

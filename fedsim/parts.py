@@ -1,0 +1,89 @@
+"""From an Experiment to its parts, built alike at the server and at every client.
+
+Each part is kept for the experiments that follow in the same process, so a worker loads a
+dataset once, however many clients and runs it serves.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from torch.nn import Module
+
+from fedsim import data, models
+from fedsim.config import DataTable, Experiment, ModelTable
+from fedsim.data import Dataset, Partition
+from fedsim.randomness import stream
+
+
+def dataset(experiment: Experiment) -> Dataset:
+    """Load the experiment's data; the same object for every caller in this process."""
+    return _dataset(experiment.data, experiment.run.data_dir)
+
+
+@lru_cache(maxsize=2)
+def _dataset(table: DataTable, directory: str) -> Dataset:
+    return data.load_dataset(
+        table.dataset,
+        directory=directory,
+        path=table.path,
+        test_path=table.test_path,
+        label=table.label,
+        client=table.client,
+        test_fraction=table.test_fraction,
+        missing=table.missing,
+        standardize=table.standardize,
+    )
+
+
+def partition(experiment: Experiment) -> Partition:
+    """Deal the training examples to the clients, by labels and the run's stream alone."""
+    return _partition(experiment.data, experiment.run.data_dir, experiment.experiment.seed)
+
+
+@lru_cache(maxsize=2)
+def _partition(table: DataTable, directory: str, seed: int) -> Partition:
+    examples = _dataset(table, directory)
+    return data.make_partition(
+        table.partition,
+        examples.y_train,
+        clients=table.clients,
+        rng=stream(seed, "partition"),
+        alpha=table.alpha,
+        shards_per_client=table.shards_per_client,
+        labels_per_client=table.labels_per_client,
+        size_sigma=table.size_sigma,
+        min_examples=table.min_examples,
+        natural=examples.clients,
+    )
+
+
+def initial_model(experiment: Experiment) -> Module:
+    """Build the network with its initial draw; each call returns a model of its own."""
+    examples = dataset(experiment)
+    table, shape = experiment.model, examples.input_shape
+    return _build(table, shape, examples.classes, experiment.experiment.seed)
+
+
+def scratch_model(experiment: Experiment) -> Module:
+    """Return this process's one network of that kind, for parameters that come from elsewhere."""
+    examples = dataset(experiment)
+    return _scratch(experiment.model, examples.input_shape, examples.classes)
+
+
+@lru_cache(maxsize=2)
+def _scratch(table: ModelTable, shape: tuple[int, ...], classes: int) -> Module:
+    return _build(table, shape, classes, seed=0)
+
+
+def _build(table: ModelTable, shape: tuple[int, ...], classes: int, seed: int) -> Module:
+    return models.build_model(
+        table.name,
+        input_shape=shape,
+        classes=classes,
+        width=table.width,
+        depth=table.depth,
+        activation=table.activation,
+        init_gain=table.init_gain,
+        seed=seed,
+    )

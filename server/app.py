@@ -1,0 +1,79 @@
+"""The Flower ServerApp: config -> strategy -> rounds -> ledger."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedsim import config, parts
+from fedsim.federation.rounds import RoundFailed, federated_rounds
+from fedsim.federation.sampling import choose_clients, locate_clients
+from fedsim.federation.states import changed_states, restore_states
+from fedsim.federation.strategy import make_aggregator
+from fedsim.measure.evaluation import evaluate
+from fedsim.runs import open_run
+from fedsim.training import learning_rate, load_arrays, read_arrays
+from fedsim.vocabulary import vocabulary
+
+app = ServerApp()
+log = logging.getLogger("flwr.fedsim")  # a child of Flower's, which shows it in its own runtime
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that the run-config describes, or go on with it."""
+    torch.set_num_threads(1)
+    experiment = config.from_flat(context.run_config, vocabulary=vocabulary())
+    settings, server, train = experiment.experiment, experiment.server, experiment.train
+    examples, clients = parts.dataset(experiment), len(parts.partition(experiment))
+    test_x, test_y = (torch.from_numpy(part) for part in examples.test())
+    model = parts.initial_model(experiment)
+    arrays = read_arrays(model)
+    aggregator = make_aggregator(experiment, arrays, clients=clients)
+    node_of = locate_clients(grid, clients, timeout_seconds=server.round_timeout_seconds)
+
+    with open_run(experiment) as ledger:
+        done = 0
+        if checkpoint := ledger.checkpoint():
+            done, arrays = checkpoint.round, checkpoint.arrays
+            aggregator.restore(checkpoint.state)
+            restore_states(grid, checkpoint.client_states, node_of)
+        rounds = federated_rounds(
+            grid,
+            aggregator,
+            arrays,
+            first=done + 1,
+            last=settings.rounds,
+            choose=partial(
+                choose_clients, settings.seed, clients=clients, cohort=server.clients_per_round
+            ),
+            node_of=node_of,
+            learning_rate=lambda r: learning_rate(
+                train.schedule,
+                first=train.learning_rate,
+                round=r,
+                rounds=settings.rounds,
+                decay=train.decay,
+            ),
+            evaluate=lambda arrays: evaluate(load_arrays(model, arrays), test_x, test_y),
+            evaluate_every=server.evaluate_every,
+            timeout_seconds=server.round_timeout_seconds,
+        )
+        try:
+            for outcome in rounds:
+                ledger.append(
+                    outcome.row,
+                    outcome.clients,
+                    outcome.layers,
+                    arrays=outcome.arrays,
+                    state=aggregator.state(),
+                    client_states=changed_states(grid, outcome.clients, node_of),
+                )
+                log.info("%s", outcome.row, extra={"row": outcome.row, "rounds": settings.rounds})
+        except RoundFailed as failure:
+            ledger.append_failed_round(failure.clients)
+            raise
