@@ -11,11 +11,12 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedsim.conflicts import conflicts
 from fedsim.errors import ConfigError, nearest
 
 Value = str | int | float | bool
@@ -71,9 +72,7 @@ class DataTable:
     test_fraction: float = setting(
         0.2, "held out for testing where a dataset has no test split", above=0, below=1
     )
-    missing: str = setting(
-        "refuse", "dataset = file: missing values", choices=("refuse", "impute")
-    )
+    missing: str = setting("refuse", "dataset = file: missing values", choices=("refuse", "impute"))
     standardize: bool = setting(False, "dataset = file: numeric columns to mean 0, deviation 1")
 
 
@@ -142,7 +141,8 @@ class MeasureTable:
     """How much is measured."""
 
     level: str = setting(
-        "light", "light: a row per client and round; full: also a row per layer",
+        "light",
+        "light: a row per client and round; full: also a row per layer",
         choices=("light", "full"),
     )
 
@@ -183,29 +183,46 @@ class Experiment:
         return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 
+TABLES: dict[str, Any] = {
+    "experiment": ExperimentTable,
+    "data": DataTable,
+    "model": ModelTable,
+    "train": TrainTable,
+    "server": ServerTable,
+    "engine": EngineTable,
+    "measure": MeasureTable,
+    "run": RunTable,
+}
+
+
 def fields_by_key() -> dict[str, dataclasses.Field[Any]]:
     """Return every dotted key with its declaration."""
     return {
-        f"{table.name}.{key.name}": key
-        for table in dataclasses.fields(Experiment)
-        for key in dataclasses.fields(table.default)
+        f"{name}.{key.name}": key
+        for name, table in TABLES.items()
+        for key in dataclasses.fields(table)
     }
 
 
 def read(
-    path: Path | None, overrides: Sequence[str] = (), *, vocabulary: Vocabulary
+    path: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    vocabulary: Vocabulary,
+    base: Mapping[str, Any] | None = None,
 ) -> Experiment:
     """Read an experiment from a TOML file; precedence: overrides, then the file, then defaults.
 
     Args:
-        path: the TOML file; None for the defaults alone.
+        path: the TOML file; None for none.
         overrides: ``"table.key=value"``, as on the command line.
+        base: dotted keys that stand in for a file.
         vocabulary: by key, the names that the registries know.
 
     Raises:
         ConfigError: with every problem found, a line each.
     """
-    flat = {} if path is None else flatten(read_toml(path))
+    flat = dict(base or {}) if path is None else flatten(read_toml(path))
     problems: list[str] = []
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -256,7 +273,7 @@ def from_flat(
     """Build an experiment from dotted keys, checking every one; see :func:`read`."""
     found = list(problems)
     known = fields_by_key()
-    values: dict[str, dict[str, Any]] = {t.name: {} for t in dataclasses.fields(Experiment)}
+    values: dict[str, dict[str, Any]] = {name: {} for name in TABLES}
     for key, value in flat.items():
         if key not in known:
             found.append(f"{key} = {value!r}: unknown key; {nearest(key, known)}")
@@ -267,9 +284,7 @@ def from_flat(
         else:
             table, _, name = key.partition(".")
             values[table][name] = converted
-    experiment = Experiment(
-        **{t.name: type(t.default)(**values[t.name]) for t in dataclasses.fields(Experiment)}
-    )
+    experiment = Experiment(**{name: TABLES[name](**values[name]) for name in TABLES})
     rejected = {line.split(" ")[0] for line in found}
     found += [line for keys, line in conflicts(experiment) if not rejected & set(keys)]
     if found:
@@ -281,13 +296,14 @@ def convert(
     key: str, value: Any, declared: dataclasses.Field[Any], names: Collection[str]
 ) -> tuple[Any, str | None]:
     """Return the value in its declared type, or what is wrong with it."""
-    kind = type(declared.default)
+    kind: type = type(declared.default)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not kind:
+    if type(value) is not kind or not isinstance(value, (str, int, float)):
         wanted = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
         return None, f"{key} = {value!r}: must be {wanted[kind]}"
-    return value, range_problem(key, value, declared) or name_problem(key, value, declared, names)
+    problem = range_problem(key, value, declared) or name_problem(key, value, declared, names)
+    return value, problem
 
 
 def range_problem(key: str, value: Value, declared: dataclasses.Field[Any]) -> str | None:
@@ -299,14 +315,15 @@ def range_problem(key: str, value: Value, declared: dataclasses.Field[Any]) -> s
         return f"{key} = {value}: must be finite"
     if isinstance(value, int) and abs(value) >= 2**63:
         return f"{key} = {value}: must fit in 64 bits"
-    for name, word, broken in (
-        ("low", "at least", lambda bound: value < bound),
-        ("high", "at most", lambda bound: value > bound),
-        ("above", "greater than", lambda bound: value <= bound),
-        ("below", "less than", lambda bound: value >= bound),
-    ):
-        if limits[name] is not None and broken(limits[name]):
-            return f"{key} = {value}: must be {word} {limits[name]:g}"
+    low, high, above, below = (limits[name] for name in ("low", "high", "above", "below"))
+    if low is not None and value < low:
+        return f"{key} = {value}: must be at least {low:g}"
+    if high is not None and value > high:
+        return f"{key} = {value}: must be at most {high:g}"
+    if above is not None and value <= above:
+        return f"{key} = {value}: must be greater than {above:g}"
+    if below is not None and value >= below:
+        return f"{key} = {value}: must be less than {below:g}"
     return None
 
 
@@ -320,79 +337,6 @@ def name_problem(
     # An activation may carry parameters, as in leaky_relu(0.1); its registry reads those.
     name = value.partition("(")[0].strip() if key == "model.activation" else value
     return None if name in allowed else f"{key} = {value!r}: unknown; {nearest(value, allowed)}"
-
-
-def conflicts(e: Experiment) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the impossible combinations: the keys involved, and the line that explains them."""
-    s, d, t, name = e.server, e.data, e.train, e.server.strategy
-    cohort = ("server.clients_per_round", "data.clients")
-    if d.clients == 0 and d.partition != "natural":
-        yield ("data.clients",), (
-            'data.clients = 0: needs data.partition = "natural"; otherwise give a number'
-        )
-    elif d.clients and s.clients_per_round > d.clients:
-        yield cohort, (
-            f"server.clients_per_round = {s.clients_per_round}: more than data.clients = "
-            f"{d.clients}"
-        )
-    if d.dataset == "file" and not d.path:
-        yield ("data.path",), 'data.path = "": data.dataset = "file" needs the file\'s path'
-    if d.dataset != "file":
-        for key in ("path", "test_path", "label", "client"):
-            if getattr(d, key):
-                yield (f"data.{key}",), (
-                    f"data.{key} = {getattr(d, key)!r}: only with data.dataset = "
-                    f'"file", not {d.dataset!r}'
-                )
-    if d.partition == "natural" and d.dataset == "file" and not d.client:
-        yield ("data.client",), (
-            'data.client = "": data.partition = "natural" needs the column of client ids'
-        )
-    if name == "fedprox" and t.proximal_mu == 0:
-        yield ("train.proximal_mu",), (
-            "train.proximal_mu = 0.0: server.strategy = 'fedprox' needs it above 0 "
-            "(at 0 it is fedavg)"
-        )
-    stepping = ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold")
-    if s.learning_rate not in (0.0, 1.0) and name not in stepping:
-        yield ("server.learning_rate",), (
-            f"server.learning_rate = {s.learning_rate}: server.strategy = {name!r} takes no "
-            f"server step; use one of {', '.join(stepping)}"
-        )
-    if name == "scaffold" and t.momentum:
-        yield ("train.momentum",), (
-            f"train.momentum = {t.momentum}: server.strategy = 'scaffold' is defined for plain "
-            "SGD; set it to 0"
-        )
-    if name == "multikrum" and s.selected_clients > s.clients_per_round - s.byzantine_clients:
-        yield ("server.selected_clients", "server.clients_per_round"), (
-            f"server.selected_clients = {s.selected_clients}: more than the "
-            f"{s.clients_per_round - s.byzantine_clients} honest of "
-            f"server.clients_per_round = {s.clients_per_round}"
-        )
-    # Blanchard et al. 2017 (Krum: n >= 2f + 3); El Mhamdi et al. 2018 (Bulyan: n >= 4f + 3).
-    factor = {"krum": 2, "multikrum": 2, "bulyan": 4}.get(name)
-    if factor and s.clients_per_round < factor * s.byzantine_clients + 3:
-        yield ("server.byzantine_clients", "server.clients_per_round"), (
-            f"server.byzantine_clients = {s.byzantine_clients}: {name} then needs "
-            f"server.clients_per_round of at least {factor * s.byzantine_clients + 3}, "
-            f"not {s.clients_per_round}"
-        )
-    if e.engine.name == "inline" and e.engine.workers > 1:
-        yield ("engine.workers", "engine.name"), (
-            f"engine.workers = {e.engine.workers}: engine.name = 'inline' has one; "
-            "use engine.name = \"ray\""
-        )
-    if e.engine.name == "inline" and e.engine.address:
-        yield ("engine.address", "engine.name"), (
-            f"engine.address = {e.engine.address!r}: only with engine.name = \"ray\""
-        )
-    if e.engine.address and e.engine.workers == 0:
-        yield ("engine.workers",), (
-            "engine.workers = 0: say how many workers to place on the cluster at engine.address"
-        )
-    if e.run.resume and not e.run.out:
-        yield ("run.out",), 'run.out = "": run.resume = true needs the directory to continue'
 
 
 def differences(old: Experiment, new: Experiment) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 class FedsimError(Exception):
-    """Base of all errors that fedsim raises on purpose; ``exit_code`` is what the command returns."""
+    """Base of the errors that fedsim raises on purpose; the command returns ``exit_code``."""
 
     exit_code = 1
 

@@ -30,6 +30,11 @@ def new_directory(name: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
+def holds_run(directory: Path) -> bool:
+    """Say whether a run was begun in a directory."""
+    return (directory / "ledger.sqlite").is_file()
+
+
 def stored_experiment(directory: Path) -> Experiment:
     """Return the experiment of a run as it was resolved.
 

@@ -24,8 +24,7 @@ def client_control(
     """Return c_i+, the client's control variate after its ``steps``; same names and shapes as x."""
     scale = 1.0 / (steps * learning_rate)
     return {
-        k: (c_i[k] - c[k] + scale * (x[k].astype(np.float64) - y[k])).astype(x[k].dtype)
-        for k in x
+        k: (c_i[k] - c[k] + scale * (x[k].astype(np.float64) - y[k])).astype(x[k].dtype) for k in x
     }
 
 

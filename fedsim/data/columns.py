@@ -14,7 +14,7 @@ from fedsim.data.source import Source
 from fedsim.errors import DataError
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
 # One column becomes so many at most: beyond it, text is names or prose rather than categories.
 MAX_CATEGORIES = 1000

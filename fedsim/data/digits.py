@@ -17,7 +17,7 @@ def read_digits(source: Source) -> Dataset:
     Returns:
         Examples of shape (1, 8, 8).
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     x = bunch.images.astype(np.uint8)[:, np.newaxis]

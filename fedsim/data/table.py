@@ -15,7 +15,7 @@ from fedsim.data.source import Source, reading
 from fedsim.errors import DataError, nearest
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
 MISSING = ("", "?", "NA", "NaN", "nan")
 
@@ -72,11 +72,10 @@ def _load_csv(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     form: dict[str, Any] = {"encoding": "utf-8-sig", "skipinitialspace": True}
-    # pandas renames columns of equal or empty name, so the header is read as it stands.
-    header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **form)
+    # pandas renames columns of equal or empty name, so the header is read as it stands; and takes
+    # a first column for an index where rows are longer than the header, which is an error here.
+    header = pd.read_csv(path, header=None, nrows=2, dtype=str, keep_default_na=False, **form)
     table = pd.read_csv(path, na_values=MISSING, keep_default_na=False, low_memory=False, **form)
-    if not isinstance(table.index, pd.RangeIndex):
-        raise DataError(f"{path}: its rows have more cells than its first line has column names")
     table.columns = header.iloc[0].tolist()
     return table
 

@@ -23,12 +23,13 @@ class SharedArray(Array):
     def __init__(self, dtype: str, shape: tuple[int, ...], stype: str, view: Any) -> None:
         self.__dict__.update(dtype=dtype, shape=shape, stype=stype, _view=memoryview(view))
 
-    @property  # type: ignore[override]
-    def data(self) -> bytes:
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
         """The serialised array."""
         if "_data" not in self.__dict__:
             self.__dict__["_data"] = bytes(self.__dict__["_view"])
-        return self.__dict__["_data"]  # type: ignore[no-any-return]
+        data: bytes = self.__dict__["_data"]
+        return data
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """Return the array, writable, without the detour over ``data``."""

@@ -6,11 +6,10 @@ import time
 from collections import deque
 from collections.abc import Collection, Sequence
 
-from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from fedsim.engine.executor import Job, Outcome
-from fedsim.engine.worker import isolated, run_job
+from fedsim.engine.worker import delivered, isolated, run_job
 
 
 class InlineExecutor:
@@ -29,7 +28,7 @@ class InlineExecutor:
         if not self._queue or time.monotonic() > deadline:
             return []
         job = self._queue.popleft()
-        message = Message(isolated(job.message.content), metadata=job.message.metadata)
+        message = delivered(job.message.metadata, isolated(job.message.content))
         return [run_job(self._app, Job(message, job.context, job.seed))]
 
     def abandon(self, message_ids: Collection[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import sys
 import time
@@ -23,10 +24,10 @@ from flwr.app.metadata import Metadata
 from flwr.common.constant import ErrorCode
 from ray.exceptions import RayActorError, RayError
 
-from fedsim.engine.arrays import register_array_serializer
 from fedsim.engine.apps import AppSource, assume_identity
+from fedsim.engine.arrays import register_array_serializer
 from fedsim.engine.executor import Job, Outcome
-from fedsim.engine.worker import copy_record, run_job
+from fedsim.engine.worker import Record, copy_record, delivered, run_job
 from fedsim.errors import EngineError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -41,7 +42,7 @@ class Parcel:
     """A job as it travels: records that several jobs share are named by their place."""
 
     metadata: Metadata
-    records: dict[str, object]
+    records: dict[str, Record]
     shared: dict[str, int]
     context: Context
     seed: int
@@ -78,7 +79,7 @@ class Worker:
         register_array_serializer()
         assume_identity(0)
         self._app = source.load()
-        self._shared: tuple[Any, list[object]] = (None, [])
+        self._shared: tuple[Any, list[Record]] = (None, [])
 
     def ready(self) -> bool:
         """Answer, which shows that the app could be loaded."""
@@ -93,10 +94,10 @@ class Worker:
         contexts: dict[int, Context] = {}
         for parcel in parcels:
             content = dict(parcel.records)
-            content.update({k: copy_record(records[i]) for k, i in parcel.shared.items()})  # type: ignore[arg-type]
+            content.update({name: copy_record(records[i]) for name, i in parcel.shared.items()})
             # Two messages to one client in one chunk see the same state, as at a real node.
             context = contexts.setdefault(parcel.context.node_id, parcel.context)
-            message = Message(RecordDict(content), metadata=parcel.metadata)  # type: ignore[arg-type]
+            message = delivered(parcel.metadata, RecordDict(content))
             outcomes.append(run_job(self._app, Job(message, context, parcel.seed)))
         return outcomes
 
@@ -197,7 +198,7 @@ class RayExecutor:
                 ray.kill(handle.actor)
                 self._queue.extendleft(reversed(handle.chunks.values()))
                 handle.actor, handle.chunks = self._spawn(), {}
-        self._queue = deque(c for c in map(lambda c: without(c, gone), self._queue) if c.jobs)
+        self._queue = deque(c for c in (without(c, gone) for c in self._queue) if c.jobs)
         self._dispatch()
 
     def close(self) -> None:
@@ -219,7 +220,7 @@ def start_ray(workers: int, address: str) -> bool:
     if not address:
         options["include_dashboard"] = False
     try:
-        ray.init(**options, log_to_driver=False, logging_level="ERROR")
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address!r}" if address else "Ray on this machine"
         remedy = "check the address" if address else 'use engine.name = "inline"'
@@ -246,17 +247,17 @@ def message_id(job: Job) -> str:
     return job.message.metadata.message_id
 
 
-def share_records(jobs: Sequence[Job]) -> tuple[list[object], dict[int, int]]:
+def share_records(jobs: Sequence[Job]) -> tuple[list[Record], dict[int, int]]:
     """Return the records that more than one message carries, and the place of each by identity."""
-    seen: dict[int, object] = {}
+    seen: set[int] = set()
     places: dict[int, int] = {}
-    shared: list[object] = []
+    shared: list[Record] = []
     for job in jobs:
         for record in job.message.content.values():
             if id(record) in seen and id(record) not in places:
                 places[id(record)] = len(shared)
                 shared.append(record)
-            seen[id(record)] = record
+            seen.add(id(record))
     return shared, places
 
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 import traceback
 from collections.abc import Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
 from fedsim.engine.executor import Job, Outcome
+
+Record = ArrayRecord | MetricRecord | ConfigRecord
 
 
 def run_job(app: ClientApp, job: Job) -> Outcome:
@@ -50,6 +62,11 @@ def seed_global_generators(job: Job) -> None:
         torch.manual_seed(rng.getrandbits(63))
 
 
+def delivered(metadata: Metadata, content: RecordDict) -> Message:
+    """Return a message as it arrives: the metadata it was sent with, and content of its own."""
+    return Message(content, metadata=metadata)  # type: ignore[call-overload, no-any-return]
+
+
 def isolated(content: RecordDict) -> RecordDict:
     """Return records that a client may change without another client seeing it.
 
@@ -59,14 +76,11 @@ def isolated(content: RecordDict) -> RecordDict:
     return RecordDict({name: copy_record(record) for name, record in content.items()})
 
 
-def copy_record(record: Mapping[str, object]) -> object:
+def copy_record(record: Record) -> Record:
     """Copy one record, sharing the immutable values in it."""
     if isinstance(record, ArrayRecord):
-        copy = ArrayRecord()
-        for name, array in record.items():
-            copy[name] = array
-        return copy
-    return type(record)({k: list(v) if isinstance(v, list) else v for k, v in record.items()})
+        return record.copy()
+    return copy.deepcopy(record)
 
 
 def client_context(

@@ -176,9 +176,7 @@ def client_row(
     return ClientRow(round=round, client=client, status=status, error=error, **figures)  # type: ignore[arg-type]
 
 
-def layer_rows(
-    round: int, client: int, metrics: MetricRecord, like: Arrays
-) -> Sequence[LayerRow]:
+def layer_rows(round: int, client: int, metrics: MetricRecord, like: Arrays) -> Sequence[LayerRow]:
     """Return a row per array, where the client reported norms (``measure.level = "full"``)."""
     norms = metrics.get(LAYER_NORMS)
     if not isinstance(norms, list) or len(norms) != len(like):

@@ -113,7 +113,9 @@ def next_model(round: int, aggregator: Aggregator, arrays: Arrays, judged: Judge
     broken = [name for name, array in model.items() if not np.isfinite(array).all()]
     if broken:
         text = f"round {round}: the aggregated model is not finite in {', '.join(broken)}; "
-        raise RoundFailed(text + "lower train.learning_rate or server.learning_rate", judged.clients)
+        raise RoundFailed(
+            text + "lower train.learning_rate or server.learning_rate", judged.clients
+        )
     return model
 
 
@@ -122,6 +124,5 @@ def why_nobody(clients: list[ClientRow]) -> str:
     reasons = [f"{row.status}: {row.error}" for row in clients]
     common = max(set(reasons), key=reasons.count)
     return (
-        f"none of {len(clients)} clients gave a usable update; "
-        f"{reasons.count(common)} x {common}"
+        f"none of {len(clients)} clients gave a usable update; {reasons.count(common)} x {common}"
     )

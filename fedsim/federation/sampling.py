@@ -58,11 +58,14 @@ def ask_partitions(grid: Grid, nodes: list[int], timeout_seconds: float) -> dict
     """Return the nodes that answered, by the partition that each holds."""
     asked = [Message(RecordDict(), node, f"query.{PARTITION}") for node in nodes]
     replies = grid.send_and_receive(asked, timeout=timeout_seconds) if asked else []
-    nodes_by_message = {message.metadata.message_id: message.metadata.dst_node_id for message in asked}
+    node_by_message = {m.metadata.message_id: m.metadata.dst_node_id for m in asked}
     return {
-        int(reply.content.config_records[PARTITION]["partition-id"]): nodes_by_message[  # type: ignore[arg-type]
-            reply.metadata.reply_to_message_id
-        ]
+        held_partition(reply): node_by_message[reply.metadata.reply_to_message_id]
         for reply in replies
         if reply.has_content()
     }
+
+
+def held_partition(reply: Message) -> int:
+    """Read which partition a node says that it holds."""
+    return int(str(reply.content.config_records[PARTITION]["partition-id"]))

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app.exception import AppExitException
 from flwr.serverapp import strategy as flwr_strategy
-from flwr.serverapp.exception import AppExitException
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.algorithms import scaffold
@@ -217,7 +217,8 @@ class FlowerAggregator:
     def restore(self, state: Arrays) -> None:
         """Put the memory back."""
         for attribute in self._kind.memory:
-            named = {n: state[f"{attribute}/{n}"] for n in self._names if f"{attribute}/{n}" in state}
+            paths = {name: f"{attribute}/{name}" for name in self._names}
+            named = {name: state[path] for name, path in paths.items() if path in state}
             if named:
                 as_list = attribute == "momentum_vector"
                 setattr(self._strategy, attribute, list(named.values()) if as_list else named)
@@ -279,8 +280,8 @@ class HeldArray(Array):
         """Return a float64 copy: strategies work on it in place."""
         return np.asarray(self.__dict__["_values"]).astype(np.float64)
 
-    @property  # type: ignore[override]
-    def data(self) -> bytes:
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
         """The serialised form, for whoever insists."""
         buffer = BytesIO()
         np.save(buffer, self.numpy(), allow_pickle=False)

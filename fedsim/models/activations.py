@@ -34,8 +34,9 @@ class Cost:
     - ``transcendental``: exp, expm1, log1p, tanh or erf.
 
     Changes of sign, arithmetic between constants and multiplications by the constant 1 count
-    nothing. For a parameter that the activation learns, backward includes its gradient and the sum
-    of that gradient over the elements.
+    nothing; a multiplication by a parameter counts even where the parameter is 1. For a parameter
+    that the activation learns, backward includes its gradient, summed over the elements.
+
     It does not capture memory traffic, nor that a tanh costs more instructions than an exp: for
     those, measure.
     """

@@ -1,4 +1,4 @@
-"""One client's local training: plain, readable, the reference that every faster way is tested by."""
+"""One client's local training: plain and readable, the reference for every faster way."""
 
 from __future__ import annotations
 

@@ -1,0 +1,73 @@
+"""The ``fedsim`` command: what it can do, and what it answers when something is wrong.
+
+Nothing heavy is imported before a command knows that it needs it, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+import typer
+
+from fedsim import __version__
+from fedsim.cli import run as run_command
+from fedsim.cli import runs, study
+from fedsim.errors import FedsimError
+
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+
+app = typer.Typer(
+    name="fedsim",
+    help="Federated learning, measured: what an activation function costs and buys.",
+    epilog="Start with: fedsim run configs/quickstart.toml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run_command.run)
+app.command("study")(study.study)
+app.command("ls")(runs.ls)
+app.command("export")(runs.export)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    """Take what applies to every command."""
+    if version:
+        typer.echo(f"fedsim {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command and leave with an honest exit code.
+
+    0: done. 1: the run failed. 2: it cannot run as written. 130: interrupted.
+    """
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except FedsimError as error:
+        for line in str(error).splitlines():
+            typer.secho(f"error: {line}", fg="red", err=True)
+        sys.exit(error.exit_code)
+
+
+def terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End as Ctrl-C does: cleanly, leaving a run that resumes."""
+    raise KeyboardInterrupt

@@ -1,0 +1,117 @@
+"""Progress: a bar where there is a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fedsim import units
+from fedsim.records import RoundRow
+
+LOGGER = "flwr.fedsim"  # where the ServerApp reports each round
+
+
+class RoundHandler(logging.Handler):
+    """Shows every round that the ServerApp reports, on standard error."""
+
+    def __init__(self, title: str = "") -> None:
+        super().__init__()
+        self._title = title
+        self._started = time.monotonic()
+        self._first: int | None = None
+        self._accuracy: float | None = None
+        self._loss: float | None = None
+        self._failures = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one round."""
+        row: RoundRow | None = getattr(record, "row", None)
+        if row is not None:
+            self.show(row, int(getattr(record, "rounds", row.round)))
+
+    def show(self, row: RoundRow, rounds: int) -> None:
+        """Print a line for the round."""
+        print(
+            f"{self._title}round {row.round}/{rounds}  {self.describe(row, rounds)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def describe(self, row: RoundRow, rounds: int) -> str:
+        """Say how the run stands: loss, accuracy, speed, time left, failures."""
+        if self._first is None:
+            self._first = row.round
+        if row.test_accuracy is not None:
+            self._accuracy, self._loss = row.test_accuracy, row.test_loss
+        self._failures += row.clients_failed
+        done = row.round - self._first + 1
+        left = (time.monotonic() - self._started) / done * (rounds - row.round)
+        rate = row.clients_trained / row.wall_seconds if row.wall_seconds else 0.0
+        text = (
+            f"loss {units.shown(self._loss)}  accuracy {units.shown(self._accuracy, units.percent)}"
+            f"  {rate:.0f} clients/s  {units.seconds(left)} left"
+        )
+        return f"{text}  {self._failures} failed" if self._failures else text
+
+
+class BarHandler(RoundHandler):
+    """The same as a bar that stays in its line."""
+
+    def __init__(self, title: str, bar: Any) -> None:
+        super().__init__()
+        self._bar = bar
+        self._task = bar.add_task(title.strip() or "starting", total=None, text="")
+
+    def show(self, row: RoundRow, rounds: int) -> None:
+        """Move the bar."""
+        self._bar.update(
+            self._task, total=rounds, completed=row.round, text=self.describe(row, rounds)
+        )
+
+
+@contextmanager
+def progress(title: str = "", *, quiet: bool = False) -> Iterator[None]:
+    """Show the rounds of the runs in the block."""
+    if quiet:
+        yield
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with (
+            Progress(*columns, console=Console(stderr=True)) as bar,
+            listening(BarHandler(title, bar)),
+        ):
+            yield
+    else:
+        with listening(RoundHandler(title)):
+            yield
+
+
+@contextmanager
+def listening(handler: logging.Handler) -> Iterator[None]:
+    """Attach a handler to what the ServerApp reports."""
+    logger = logging.getLogger(LOGGER)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """Tell what is being waited for."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)

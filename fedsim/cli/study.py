@@ -1,0 +1,127 @@
+"""``fedsim study``: one experiment over axes and seeds."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedsim import units
+from fedsim.cli.options import (
+    DataDirectory,
+    Format,
+    OutputFormat,
+    Quiet,
+    Settings,
+    with_data_directory,
+)
+from fedsim.cli.progress import progress, say
+from fedsim.errors import RunFailed
+
+if TYPE_CHECKING:
+    from fedsim.study.design import Study
+    from fedsim.study.execute import CellResult
+
+
+def study(
+    file: Annotated[Path, typer.Argument(help="The study, a TOML file.")],
+    settings: Settings = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The study's directory; default: runs/NAME.")
+    ] = None,
+    data_dir: DataDirectory = None,
+    output: Format = OutputFormat.text,
+    quiet: Quiet = False,
+) -> None:
+    """Run an experiment for every combination of the study's axes and every seed.
+
+    Runs that are there already are not run again, so the same command goes on with a study that
+    was stopped, and tries failed runs once more.
+
+    Examples:
+
+        fedsim study configs/activations.toml
+
+        fedsim study configs/activations.toml -s experiment.rounds=60 --out runs/longer
+    """
+    from fedsim.runs import runs_root
+    from fedsim.study.design import read_study
+    from fedsim.vocabulary import vocabulary
+
+    started = time.monotonic()
+    overrides = with_data_directory(settings, data_dir)
+    plan = read_study(file, overrides, vocabulary=vocabulary())
+    directory = out or runs_root() / plan.name
+    results, already = run_study(plan, directory, quiet=quiet)
+    failed = [result for result in results if result.error]
+    show_study(plan, directory, results, output)
+    if output is OutputFormat.text:
+        again = f", {already} of them were there already" if already else ""
+        taken = units.seconds(time.monotonic() - started)
+        typer.echo(f"{len(results) - len(failed)} of {len(results)} runs complete{again}, {taken}")
+        typer.echo(f"runs: {directory}")
+    if failed:
+        raise RunFailed("\n".join(f"{r.directory}: {r.error}" for r in failed))
+
+
+def run_study(plan: Study, directory: Path, *, quiet: bool) -> tuple[list[CellResult], int]:
+    """Run what is missing; return what became of all cells, and how many were there before."""
+    from fedsim.config import Experiment
+    from fedsim.simulation import open_engine, prepare, simulate
+    from fedsim.study.design import Cell
+    from fedsim.study.execute import check_directory, is_complete, prepared, run_cells
+
+    plan = prepared(plan, prepare)
+    check_directory(plan, directory)
+    done = [cell for cell in plan.cells if is_complete(cell, directory)]
+    with ExitStack() as stack:
+        executor: Any = None
+        if len(done) < len(plan.cells):
+            engine = plan.cells[0].experiment.engine.name
+            say(f"{plan.name}: {len(plan.cells)} runs, starting the {engine} engine", quiet=quiet)
+            executor = open_engine(plan.cells[0].experiment)
+            stack.callback(executor.close)
+
+        def execute(cell: Cell, experiment: Experiment) -> None:
+            number = plan.cells.index(cell) + 1
+            title = f"[{number}/{len(plan.cells)}] {cell.label}, seed {cell.seed}: "
+            with progress(title, quiet=quiet):
+                simulate(experiment, executor)
+
+        return list(run_cells(plan, directory, execute)), len(done)
+
+
+def show_study(
+    plan: Study, directory: Path, results: Sequence[CellResult], output: OutputFormat
+) -> None:
+    """Print the arms side by side, from their complete runs."""
+    from fedsim.report.arms import summarise_arm
+    from fedsim.report.summary import run_summary
+    from fedsim.report.tables import arms_table, show
+
+    complete = [result for result in results if not result.error]
+    labels = list(dict.fromkeys(result.cell.label for result in results))
+    arms = [
+        summarise_arm(label, [r.directory for r in complete if r.cell.label == label], plan.targets)
+        for label in labels
+    ]
+    if output is OutputFormat.text:
+        show(
+            arms_table(", ".join(axis.rpartition(".")[2] for axis in plan.axes), arms, plan.targets)
+        )
+        return
+    cells = [
+        {"arm": dict(r.cell.arm), "seed": r.cell.seed, **run_summary(r.directory)} for r in complete
+    ]
+    failed = [
+        {"arm": dict(r.cell.arm), "seed": r.cell.seed, "run": str(r.directory), "error": r.error}
+        for r in results
+        if r.error
+    ]
+    document = {"study": plan.name, "out": str(directory), "cells": cells, "failed": failed}
+    typer.echo(json.dumps(document | {"arms": [arm.as_json() for arm in arms]}))

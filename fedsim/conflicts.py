@@ -1,0 +1,131 @@
+"""Settings that are each possible and together are not, found before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedsim.config import Experiment
+
+# The keys involved, of which none is reported twice, and the line that explains them.
+Conflict = tuple[tuple[str, ...], str]
+
+# Strategies that take a step of their own from the clients' mean.
+STEPPING = ("fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold")
+
+# Clients needed to withstand f Byzantine ones: factor x f + 3 (Krum: Blanchard et al. 2017,
+# proposition 1; Bulyan: El Mhamdi et al. 2018, section 4).
+BYZANTINE_FACTOR = {"krum": 2, "multikrum": 2, "bulyan": 4}
+
+
+def conflicts(e: Experiment) -> Iterator[Conflict]:
+    """Yield every impossible combination of an experiment."""
+    yield from data_conflicts(e)
+    yield from algorithm_conflicts(e)
+    yield from byzantine_conflicts(e)
+    yield from execution_conflicts(e)
+
+
+def data_conflicts(e: Experiment) -> Iterator[Conflict]:
+    """Yield what is impossible about the data and the cohort."""
+    d, cohort = e.data, e.server.clients_per_round
+    if d.clients == 0 and d.partition != "natural":
+        yield (
+            ("data.clients",),
+            'data.clients = 0: needs data.partition = "natural"; otherwise give a number',
+        )
+    elif d.clients and cohort > d.clients:
+        yield (
+            ("server.clients_per_round", "data.clients"),
+            f"server.clients_per_round = {cohort}: more than data.clients = {d.clients}",
+        )
+    if d.dataset == "file" and not d.path:
+        yield (
+            ("data.path",),
+            'data.path = "": data.dataset = "file" needs the path of the file',
+        )
+    if d.dataset != "file":
+        for key in ("path", "test_path", "label", "client"):
+            if value := getattr(d, key):
+                yield (
+                    (f"data.{key}",),
+                    f'data.{key} = {value!r}: only with data.dataset = "file", not {d.dataset!r}',
+                )
+    if d.partition == "natural" and d.dataset == "file" and not d.client:
+        yield (
+            ("data.client",),
+            'data.client = "": data.partition = "natural" needs the column of client ids',
+        )
+
+
+def algorithm_conflicts(e: Experiment) -> Iterator[Conflict]:
+    """Yield what the strategy and the local training cannot do together."""
+    strategy, rate, train = e.server.strategy, e.server.learning_rate, e.train
+    if strategy == "fedprox" and train.proximal_mu == 0:
+        yield (
+            ("train.proximal_mu",),
+            "train.proximal_mu = 0.0: server.strategy = 'fedprox' needs it above 0 "
+            "(at 0 it is fedavg)",
+        )
+    if rate not in (0.0, 1.0) and strategy not in STEPPING:
+        yield (
+            ("server.learning_rate",),
+            f"server.learning_rate = {rate}: server.strategy = {strategy!r} takes no server "
+            f"step; use one of {', '.join(STEPPING)}",
+        )
+    if strategy == "scaffold" and train.momentum:
+        yield (
+            ("train.momentum",),
+            f"train.momentum = {train.momentum}: server.strategy = 'scaffold' is defined for "
+            "plain SGD; set it to 0",
+        )
+
+
+def byzantine_conflicts(e: Experiment) -> Iterator[Conflict]:
+    """Yield cohorts that are too small for what a robust strategy promises."""
+    server = e.server
+    cohort, hostile, selected = (
+        server.clients_per_round,
+        server.byzantine_clients,
+        server.selected_clients,
+    )
+    if server.strategy == "multikrum" and selected > cohort - hostile:
+        yield (
+            ("server.selected_clients", "server.clients_per_round"),
+            f"server.selected_clients = {selected}: more than the {cohort - hostile} honest of "
+            f"server.clients_per_round = {cohort}",
+        )
+    factor = BYZANTINE_FACTOR.get(server.strategy)
+    if factor and cohort < factor * hostile + 3:
+        yield (
+            ("server.byzantine_clients", "server.clients_per_round"),
+            f"server.byzantine_clients = {hostile}: {server.strategy} then needs "
+            f"server.clients_per_round of at least {factor * hostile + 3}, not {cohort}",
+        )
+
+
+def execution_conflicts(e: Experiment) -> Iterator[Conflict]:
+    """Yield what the engine cannot do, and a resume of nothing."""
+    engine = e.engine
+    if engine.name == "inline" and engine.workers > 1:
+        yield (
+            ("engine.workers", "engine.name"),
+            f"engine.workers = {engine.workers}: engine.name = 'inline' has one; "
+            'use engine.name = "ray"',
+        )
+    if engine.name == "inline" and engine.address:
+        yield (
+            ("engine.address", "engine.name"),
+            f'engine.address = {engine.address!r}: only with engine.name = "ray"',
+        )
+    if engine.name == "ray" and engine.address and engine.workers == 0:
+        yield (
+            ("engine.workers",),
+            "engine.workers = 0: say how many workers to place on the cluster at engine.address",
+        )
+    if e.run.resume and not e.run.out:
+        yield (
+            ("run.out",),
+            'run.out = "": run.resume = true needs the directory to continue',
+        )

@@ -1,0 +1,1 @@
+"""Figures for people and programs, from run directories alone."""

@@ -1,0 +1,89 @@
+"""fedsim's own apps on fedsim's engines: from a checked experiment to a finished run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fedsim
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from fedsim.engine import Executor
+
+SERVER_APP, CLIENT_APP = "server.app:app", "clients.app:app"
+
+
+def app_directory() -> Path:
+    """Return the directory of the Flower apps: inside the package, or in a source checkout."""
+    package = Path(fedsim.__file__).parent
+    for directory in (package / "flowerapp", package.parent):
+        if (directory / "clients" / "app.py").is_file():
+            return directory
+    raise EngineError(f"the Flower apps are missing beside {package}; reinstall fedsim")
+
+
+def prepare(experiment: Experiment) -> Experiment:
+    """Check what can only be checked with the data at hand; return the experiment, complete.
+
+    Raises:
+        DataError: the data cannot be read, or cannot be dealt to the clients as asked.
+        ConfigError: the model does not fit the data, or the device is not there.
+    """
+    from fedsim import parts
+
+    clients = len(parts.partition(experiment))
+    cohort = experiment.server.clients_per_round
+    if cohort > clients:
+        raise ConfigError(
+            [f"server.clients_per_round = {cohort}: the data comes from {clients} clients"]
+        )
+    parts.initial_model(experiment)
+    check_device(experiment.engine.device)
+    table = dataclasses.replace(experiment.data, clients=clients)
+    return dataclasses.replace(experiment, data=table)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            ['engine.device = "cuda": torch sees no CUDA device here; use engine.device = "cpu"']
+        )
+
+
+def open_engine(experiment: Experiment) -> Executor:
+    """Start what runs the clients; one engine may run many experiments, one after another."""
+    from fedsim.engine import AppSource, open_executor
+
+    engine = experiment.engine
+    return open_executor(
+        engine.name,
+        AppSource(CLIENT_APP, str(app_directory())),
+        workers=engine.workers,
+        address=engine.address,
+        gpus=0.0 if engine.device == "cpu" else 1.0 / max(engine.workers, 1),
+    )
+
+
+def simulate(experiment: Experiment, executor: Executor) -> None:
+    """Run an experiment to its end in ``run.out``, through the Flower apps.
+
+    Flower's own log keeps to errors: what it would say is in the ledger and in the progress.
+    """
+    from fedsim.engine import run_server_app
+    from fedsim.engine.apps import load_server_app
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    run_server_app(
+        load_server_app(SERVER_APP, str(app_directory())),
+        executor,
+        nodes=experiment.data.clients,
+        run_config=experiment.flat(),
+        seed=experiment.experiment.seed,
+    )

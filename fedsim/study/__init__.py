@@ -1,0 +1,1 @@
+"""Studies: one experiment over axes and seeds."""

@@ -1,0 +1,157 @@
+"""A study file, and the cells that it asks for."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim import config
+from fedsim.config import Experiment, Vocabulary, fields_by_key, flatten
+from fedsim.errors import ConfigError, nearest
+
+KEYS = ("base", "axes", "seeds", "targets")
+DEFAULT_SEEDS = 3
+DEFAULT_TARGETS = (0.9,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of a study: an arm (a value for each axis) and a seed."""
+
+    arm: tuple[tuple[str, Any], ...]
+    seed: int
+    experiment: Experiment
+
+    @property
+    def label(self) -> str:
+        """The arm's values, for people."""
+        return ", ".join(str(value) for _, value in self.arm) or "base"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run lies in the study's directory; unlike arms never share one."""
+        parts = [f"{key.rpartition('.')[2]}={value}" for key, value in self.arm]
+        return Path(re.sub(r"[^\w.=+,-]+", "_", ",".join(parts)) or "base") / f"seed-{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study: its name, its cells in the order they run, and the accuracies it asks about."""
+
+    name: str
+    axes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    targets: tuple[float, ...]
+    cells: tuple[Cell, ...]
+
+
+def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) -> Study:
+    """Read a study file and check every cell of it.
+
+    Args:
+        path: a TOML file: ``base`` (an experiment file, relative to this one), ``[axes]`` (dotted
+            keys to lists of values), ``seeds`` (how many from the base's on, or a list) and
+            ``targets`` (test accuracies).
+        overrides: of the base, as on the command line.
+        vocabulary: as for :func:`fedsim.config.read`.
+
+    Raises:
+        ConfigError: with every problem found in the file and in any cell, a line each.
+    """
+    raw = config.read_toml(path)
+    problems = [f"{key}: unknown key; {nearest(key, KEYS)}" for key in raw if key not in KEYS]
+    axes = read_axes(raw.get("axes", {}), problems)
+    seeds = read_seeds(raw.get("seeds", DEFAULT_SEEDS), problems)
+    targets = read_targets(raw.get("targets", DEFAULT_TARGETS), problems)
+    base = read_base(path, raw.get("base"), problems)
+    if problems:
+        raise ConfigError([f"{path}: {line}" for line in problems])
+    cells = list(make_cells(base, axes, seeds, overrides, vocabulary))
+    return Study(
+        name=path.stem,
+        axes=tuple(axes),
+        seeds=tuple(sorted({cell.seed for cell in cells})),
+        targets=targets,
+        cells=tuple(cells),
+    )
+
+
+def read_base(path: Path, name: object, problems: list[str]) -> dict[str, Any]:
+    """Return the base experiment's keys."""
+    if not isinstance(name, str):
+        problems.append("base: must name an experiment file")
+        return {}
+    return flatten(config.read_toml(path.parent / name))
+
+
+def read_axes(raw: object, problems: list[str]) -> dict[str, list[Any]]:
+    """Return the axes: dotted key to values."""
+    axes = flatten(raw) if isinstance(raw, Mapping) else {}
+    if not isinstance(raw, Mapping):
+        problems.append("axes: must be a table of keys and lists")
+    for key, values in axes.items():
+        if key not in fields_by_key():
+            problems.append(f"axes.{key}: unknown key; {nearest(key, fields_by_key())}")
+        elif key == "experiment.seed":
+            problems.append("axes.experiment.seed: seeds are no axis; use seeds = [...]")
+        if not isinstance(values, list) or not values:
+            problems.append(f"axes.{key} = {values!r}: must be a list of values")
+        elif len({repr(v) for v in values}) < len(values):
+            problems.append(f"axes.{key} = {values!r}: names a value twice")
+    return axes
+
+
+def read_seeds(raw: object, problems: list[str]) -> int | list[int]:
+    """Return how many seeds, or which."""
+    if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 1:
+        return raw
+    if isinstance(raw, list) and raw and all(type(seed) is int and seed >= 0 for seed in raw):
+        return sorted(set(raw))
+    problems.append(f"seeds = {raw!r}: must be a number of at least 1, or a list of seeds")
+    return 1
+
+
+def read_targets(raw: object, problems: list[str]) -> tuple[float, ...]:
+    """Return the accuracies that are asked about."""
+    values: list[Any] = list(raw) if isinstance(raw, (list, tuple)) else [raw]
+    if all(isinstance(v, (int, float)) and 0 < v <= 1 for v in values):
+        return tuple(float(v) for v in values)
+    problems.append(f"targets = {raw!r}: must be test accuracies, above 0 and at most 1")
+    return ()
+
+
+def make_cells(
+    base: Mapping[str, Any],
+    axes: Mapping[str, list[Any]],
+    seeds: int | list[int],
+    overrides: Sequence[str],
+    vocabulary: Vocabulary,
+) -> list[Cell]:
+    """Return a cell for each arm and seed, seed by seed, so that every arm has early results.
+
+    Raises:
+        ConfigError: with the problems of all cells, each once.
+    """
+    cells: list[Cell] = []
+    problems: dict[str, None] = {}
+    for values in itertools.product(*axes.values()):
+        arm = tuple(zip(axes, values, strict=True))
+        try:
+            experiment = config.read(
+                None, overrides, vocabulary=vocabulary, base={**base, **dict(arm)}
+            )
+        except ConfigError as error:
+            problems.update(dict.fromkeys(error.problems))
+            continue
+        first = experiment.experiment.seed
+        for seed in range(first, first + seeds) if isinstance(seeds, int) else seeds:
+            flat = {**experiment.flat(), "experiment.seed": seed}
+            seeded = config.from_flat(flat, vocabulary=vocabulary)
+            cells.append(Cell(arm=arm, seed=seed, experiment=seeded))
+    if problems:
+        raise ConfigError(list(problems))
+    return sorted(cells, key=lambda cell: cell.seed)

@@ -1,0 +1,42 @@
+"""How figures are printed. Nothing is rounded before this point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+MISSING = "-"
+
+
+def percent(value: float) -> str:
+    """A share in [0, 1], in percent."""
+    return f"{100 * value:.1f}%"
+
+
+def seconds(value: float) -> str:
+    """A duration, in the unit that suits it."""
+    for limit, factor, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (120.0, 1.0, "s")):
+        if abs(value) < limit:
+            return f"{value * factor:.3g} {unit}"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def size(value: float) -> str:
+    """Bytes, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.3g} {unit}" if unit != "B" else f"{value:.0f} B"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def number(value: float) -> str:
+    """A plain figure, to three digits."""
+    return f"{value:.3g}"
+
+
+def shown(value: float | None, unit: Callable[[float], str] = number) -> str:
+    """Format a figure that may be missing."""
+    return MISSING if value is None or math.isnan(value) else unit(value)
