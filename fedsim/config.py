@@ -276,7 +276,7 @@ def from_flat(
     values: dict[str, dict[str, Any]] = {name: {} for name in TABLES}
     for key, value in flat.items():
         if key not in known:
-            found.append(f"{key} = {value!r}: unknown key; {nearest(key, known)}")
+            found.append(f"{key} = {value!r}: unknown key; {nearest_key(key)}")
             continue
         converted, problem = convert(key, value, known[key], vocabulary.get(key, ()))
         if problem:
@@ -290,6 +290,16 @@ def from_flat(
     if found:
         raise ConfigError(found)
     return experiment
+
+
+def nearest_key(key: str) -> str:
+    """Say which key was probably meant, or what its table holds, or which tables there are."""
+    known = fields_by_key()
+    table = key.partition(".")[0]
+    siblings = [name for name in known if name.startswith(f"{table}.")]
+    tables = [f"[{name}]" for name in TABLES]
+    # Keys of a table have its name in common, so that more of them has to be alike.
+    return nearest(key, known, otherwise=siblings or tables, cutoff=0.75)
 
 
 def convert(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fedsim.config import Experiment
 
-# The keys involved, of which none is reported twice, and the line that explains them.
+# The keys involved, and the line that explains them. A key that is wrong by itself says nothing
+# about the others: what it is involved in is not reported.
 Conflict = tuple[tuple[str, ...], str]
 
 # Strategies that take a step of their own from the clients' mean.
@@ -32,7 +33,7 @@ def data_conflicts(e: Experiment) -> Iterator[Conflict]:
     d, cohort = e.data, e.server.clients_per_round
     if d.clients == 0 and d.partition != "natural":
         yield (
-            ("data.clients",),
+            ("data.clients", "data.partition"),
             'data.clients = 0: needs data.partition = "natural"; otherwise give a number',
         )
     elif d.clients and cohort > d.clients:
@@ -42,19 +43,19 @@ def data_conflicts(e: Experiment) -> Iterator[Conflict]:
         )
     if d.dataset == "file" and not d.path:
         yield (
-            ("data.path",),
+            ("data.path", "data.dataset"),
             'data.path = "": data.dataset = "file" needs the path of the file',
         )
     if d.dataset != "file":
         for key in ("path", "test_path", "label", "client"):
             if value := getattr(d, key):
                 yield (
-                    (f"data.{key}",),
+                    (f"data.{key}", "data.dataset"),
                     f'data.{key} = {value!r}: only with data.dataset = "file", not {d.dataset!r}',
                 )
     if d.partition == "natural" and d.dataset == "file" and not d.client:
         yield (
-            ("data.client",),
+            ("data.client", "data.partition", "data.dataset"),
             'data.client = "": data.partition = "natural" needs the column of client ids',
         )
 
@@ -64,19 +65,19 @@ def algorithm_conflicts(e: Experiment) -> Iterator[Conflict]:
     strategy, rate, train = e.server.strategy, e.server.learning_rate, e.train
     if strategy == "fedprox" and train.proximal_mu == 0:
         yield (
-            ("train.proximal_mu",),
+            ("train.proximal_mu", "server.strategy"),
             "train.proximal_mu = 0.0: server.strategy = 'fedprox' needs it above 0 "
             "(at 0 it is fedavg)",
         )
     if rate not in (0.0, 1.0) and strategy not in STEPPING:
         yield (
-            ("server.learning_rate",),
+            ("server.learning_rate", "server.strategy"),
             f"server.learning_rate = {rate}: server.strategy = {strategy!r} takes no server "
             f"step; use one of {', '.join(STEPPING)}",
         )
     if strategy == "scaffold" and train.momentum:
         yield (
-            ("train.momentum",),
+            ("train.momentum", "server.strategy"),
             f"train.momentum = {train.momentum}: server.strategy = 'scaffold' is defined for "
             "plain SGD; set it to 0",
         )
@@ -84,23 +85,21 @@ def algorithm_conflicts(e: Experiment) -> Iterator[Conflict]:
 
 def byzantine_conflicts(e: Experiment) -> Iterator[Conflict]:
     """Yield cohorts that are too small for what a robust strategy promises."""
-    server = e.server
-    cohort, hostile, selected = (
-        server.clients_per_round,
-        server.byzantine_clients,
-        server.selected_clients,
-    )
-    if server.strategy == "multikrum" and selected > cohort - hostile:
+    server, strategy = e.server, e.server.strategy
+    cohort, hostile = server.clients_per_round, server.byzantine_clients
+    involved = ("server.byzantine_clients", "server.clients_per_round", "server.strategy")
+    honest, selected = max(cohort - hostile, 0), server.selected_clients
+    if strategy == "multikrum" and selected > honest:
         yield (
-            ("server.selected_clients", "server.clients_per_round"),
-            f"server.selected_clients = {selected}: more than the {cohort - hostile} honest of "
+            ("server.selected_clients", *involved),
+            f"server.selected_clients = {selected}: more than the {honest} honest of "
             f"server.clients_per_round = {cohort}",
         )
-    factor = BYZANTINE_FACTOR.get(server.strategy)
+    factor = BYZANTINE_FACTOR.get(strategy)
     if factor and cohort < factor * hostile + 3:
         yield (
-            ("server.byzantine_clients", "server.clients_per_round"),
-            f"server.byzantine_clients = {hostile}: {server.strategy} then needs "
+            involved,
+            f"server.byzantine_clients = {hostile}: {strategy} then needs "
             f"server.clients_per_round of at least {factor * hostile + 3}, not {cohort}",
         )
 
@@ -121,11 +120,11 @@ def execution_conflicts(e: Experiment) -> Iterator[Conflict]:
         )
     if engine.name == "ray" and engine.address and engine.workers == 0:
         yield (
-            ("engine.workers",),
+            ("engine.workers", "engine.address", "engine.name"),
             "engine.workers = 0: say how many workers to place on the cluster at engine.address",
         )
     if e.run.resume and not e.run.out:
         yield (
-            ("run.out",),
+            ("run.out", "run.resume"),
             'run.out = "": run.resume = true needs the directory to continue',
         )

@@ -46,15 +46,19 @@ class RunExists(LedgerError):
     exit_code = 2
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def nearest(
+    name: str, valid: Iterable[str], otherwise: Sequence[str] = (), cutoff: float = 0.5
+) -> str:
     """Say which valid name was probably meant, or list them all.
 
     Args:
         name: what was written.
         valid: the names that would have been accepted.
+        otherwise: what to list instead where the valid names are too many.
+        cutoff: how alike a name has to be to be meant, in [0, 1].
     """
     options = sorted(valid)
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=cutoff)
     if close:
         return f"did you mean {close[0]!r}?"
-    return "valid: " + ", ".join(options)
+    return "valid: " + ", ".join(otherwise or options)

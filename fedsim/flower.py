@@ -62,7 +62,8 @@ def encode_arrays(arrays: Arrays) -> ArrayRecord:
     """Serialise named arrays."""
     record = ArrayRecord()
     for name, value in arrays.items():
-        record[name] = Array(np.ascontiguousarray(value))
+        # Not ascontiguousarray: it gives a scalar parameter the shape (1,).
+        record[name] = Array(np.asarray(value, order="C"))
     return record
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 MISSING = "-"
+ROUNDS_UP = 999.5  # to 1000 at three digits, which is 1 of the next unit
 
 
 def percent(value: float) -> str:
@@ -15,8 +16,10 @@ def percent(value: float) -> str:
 
 def seconds(value: float) -> str:
     """A duration, in the unit that suits it."""
-    for limit, factor, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (120.0, 1.0, "s")):
-        if abs(value) < limit:
+    if value == 0:
+        return "0 s"
+    for limit, factor, unit in ((ROUNDS_UP, 1e6, "us"), (ROUNDS_UP, 1e3, "ms"), (119.5, 1.0, "s")):
+        if abs(value) * factor < limit:
             return f"{value * factor:.3g} {unit}"
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
@@ -26,7 +29,7 @@ def seconds(value: float) -> str:
 def size(value: float) -> str:
     """Bytes, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(value) < 1000:
+        if abs(value) < ROUNDS_UP:
             return f"{value:.3g} {unit}" if unit != "B" else f"{value:.0f} B"
         value /= 1000
     return f"{value:.3g} TB"

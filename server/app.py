@@ -15,6 +15,7 @@ from fedsim.federation.sampling import choose_clients, locate_clients
 from fedsim.federation.states import changed_states, restore_states
 from fedsim.federation.strategy import make_aggregator
 from fedsim.measure.evaluation import evaluate
+from fedsim.records import RoundRow
 from fedsim.runs import open_run
 from fedsim.training import learning_rate, load_arrays, read_arrays
 from fedsim.vocabulary import vocabulary
@@ -73,7 +74,21 @@ def main(grid: Grid, context: Context) -> None:
                     state=aggregator.state(),
                     client_states=changed_states(grid, outcome.clients, node_of),
                 )
-                log.info("%s", outcome.row, extra={"row": outcome.row, "rounds": settings.rounds})
+                report(outcome.row, settings.rounds)
         except RoundFailed as failure:
             ledger.append_failed_round(failure.clients)
             raise
+
+
+def report(row: RoundRow, rounds: int) -> None:
+    """Log a round; whoever listens finds the whole row in the record."""
+    tested = f"{row.test_accuracy:.4f}" if row.test_accuracy is not None else "not evaluated"
+    log.info(
+        "round %d/%d: test accuracy %s, %d clients trained, %d failed",
+        row.round,
+        rounds,
+        tested,
+        row.clients_trained,
+        row.clients_failed,
+        extra={"row": row, "rounds": rounds},
+    )

@@ -283,9 +283,16 @@ def test_held_out_rows_do_not_enter_imputation_or_standardization(tmp_path: Path
 def test_standardizing_centres_constants_and_leaves_categories(tmp_path: Path) -> None:
     # The mean of many 0.1 is not 0.1, so a constant's computed deviation is not 0.
     path = table(tmp_path, rows("0.1,u,0", "0.1,v,1", repeat=50))
-    dataset = load(path, label="y", standardize=True)
+    test = table(tmp_path, "a,b,y\n0.6,u,0\n", "b.csv")
+    dataset = load(path, test_path=str(test), label="y", standardize=True)
     assert set(dataset.x_train[:, 0].tolist()) == {0.0}
     assert set(dataset.x_train[:, 1:].ravel().tolist()) == {0.0, 1.0}
+    assert dataset.x_test.tolist() == [[0.5, 1, 0]]
+
+
+def test_standardizing_survives_a_deviation_that_underflows(tmp_path: Path) -> None:
+    path = table(tmp_path, rows("0,u,0", "1e-200,v,1", repeat=10))
+    assert set(load(path, label="y", standardize=True).x_train[:, 0].tolist()) == {0.0}
 
 
 def test_standardizing_keeps_the_precision_of_large_numbers(tmp_path: Path) -> None:
@@ -324,6 +331,7 @@ GOOD = rows("1,u,0", "2,v,1")
         (GOOD.replace("2,v,1", "2,v,0"), {}, "all 8 examples have label '0'"),
         (GOOD.replace("2,v,1", "2,v,0.5"), {}, "labels: holds 0.5"),
         (GOOD.replace("2,v,1", "inf,v,1"), {}, "column 'a': holds NaN, infinity"),
+        (GOOD.replace("2,v,1", "inf,v,1"), {"standardize": True}, "column 'a': holds NaN"),
         (GOOD.replace("2,v,1", "1e300,v,1"), {}, "beyond float32"),
         (rows("?,1,0", "?,2,1"), {"missing": "impute"}, "no training example has a value"),
         ("y\n0\n1\n", {}, "has no column besides 'y'"),
@@ -360,6 +368,16 @@ def test_an_empty_test_column_is_imputed_whatever_its_kind(tmp_path: Path) -> No
     train = table(tmp_path, GOOD)
     dataset = load(train, test_path=str(test), label="y", missing="impute")
     assert dataset.x_test.tolist() == [[1.5, 1, 0]]
+
+
+def test_tables_are_in_utf_8_with_or_without_a_mark(tmp_path: Path) -> None:
+    text = GOOD.replace("a,", "a\u00e9,").replace("v", "\u00fc")
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "a.csv").write_text(text, encoding=encoding)
+        assert "did you mean 'a\u00e9'" in message(tmp_path / "a.csv", label="ae")
+        assert load(tmp_path / "a.csv", label="y").input_shape == (3,)
+    (tmp_path / "a.csv").write_text(text, encoding="latin-1")
+    assert "is no readable .csv file" in message(tmp_path / "a.csv", label="y")
 
 
 def test_prose_is_no_category(tmp_path: Path) -> None:

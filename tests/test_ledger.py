@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,8 @@ from hypothesis.extra import numpy as hnp
 
 from fedsim.errors import LedgerError, RunExists
 from fedsim.ledger import checkpoints, files, manifest, schema
-from fedsim.ledger.lock import RunLock
+from fedsim.ledger.database import reading
+from fedsim.ledger.lock import RunLock, is_held
 from fedsim.ledger.read import list_runs, load
 from fedsim.ledger.store import Ledger
 from fedsim.records import ClientRow, LayerRow, Manifest, RoundRow
@@ -204,6 +206,13 @@ def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     assert kept == ["checkpoint-000003.safetensors", "checkpoint-000004.safetensors"]
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_costs_no_round(tmp_path: Path) -> None:
+    with begun(tmp_path) as ledger:
+        (tmp_path / "checkpoint-000000.safetensors").mkdir()  # not a file to unlink
+        store(ledger, 1)
+        assert ledger.last_round == 1
+
+
 def test_nan_is_missing_and_infinity_stays(tmp_path: Path) -> None:
     with begun(tmp_path) as ledger:
         ledger.append(
@@ -253,10 +262,13 @@ def test_packing_is_lossless(arrays: dict[str, np.ndarray], transposed: bool) ->
     assert same(checkpoints.unpack(checkpoints.pack(given)), native)
 
 
-def test_arrays_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["arrays", "state", "client_states"])
+def test_arrays_that_are_no_numbers_are_refused(tmp_path: Path, where: str) -> None:
+    words: Any = {"words": np.array(["x"])}
     with begun(tmp_path) as ledger:
-        with pytest.raises(LedgerError, match=r"model/names.*numbers or booleans"):
-            store(ledger, 1, arrays={"names": np.array(["x"])})
+        with pytest.raises(LedgerError, match=r"round 1 was not stored: .*words.*numbers or bool"):
+            store(ledger, 1, **{where: {5: words} if where == "client_states" else words})
+        assert ledger.rounds() == []
         store(ledger, 1)
 
 
@@ -266,6 +278,36 @@ def test_the_digest_is_of_the_bytes_in_the_order_of_the_names() -> None:
     assert checkpoints.model_digest({"b": second, "a": first}) == expected
     unlike = {"a": np.asfortranarray(first.astype(">i2")), "b": second.astype(">f4")}
     assert checkpoints.model_digest(unlike) == expected
+
+
+# ------------------------------------------------------------------------------------------ files
+
+
+def test_a_file_is_replaced_at_once_and_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+
+    def fsync(handle: int) -> None:
+        about = os.fstat(handle)
+        synced.append("directory" if stat.S_ISDIR(about.st_mode) else about.st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with path.open("rb") as reader:
+        files.write_atomically(path, b"new")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new"
+    assert synced == [len(b"new"), "directory"]  # the bytes, then the renaming
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_detailed_codes_of_sqlite_are_understood(tmp_path: Path) -> None:
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode = sqlite3.SQLITE_BUSY_SNAPSHOT
+    with pytest.raises(LedgerError, match="in use by another"), files.explained(tmp_path):
+        raise error
 
 
 # ------------------------------------------------------------------------------- beginning a run
@@ -368,6 +410,13 @@ def test_a_loaded_run_does_not_change_under_its_reader(tmp_path: Path) -> None:
         assert len(load(tmp_path).rounds) == 2
 
 
+def test_a_reader_does_not_hold_up_the_writer(tmp_path: Path) -> None:
+    with begun(tmp_path) as ledger, reading(tmp_path) as db:
+        store(ledger, 1)
+        assert ledger.last_round == 1
+        assert db.execute("SELECT count(*) FROM rounds").fetchone() == (0,)
+
+
 def test_a_finished_run_is_plain_files(tmp_path: Path) -> None:
     finished(tmp_path, rounds=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -377,6 +426,8 @@ def test_a_finished_run_is_plain_files(tmp_path: Path) -> None:
         "manifest.json",
         "run.lock",
     ]
+    # The header's word for a ledger that needs no write-ahead log beside it, even to be read.
+    assert (tmp_path / files.LEDGER).read_bytes()[18:20] == b"\x01\x01"
 
 
 def test_a_reader_at_the_end_costs_no_round(tmp_path: Path) -> None:
@@ -396,17 +447,53 @@ def test_the_manifest_says_how_it_ended(tmp_path: Path) -> None:
         ledger.finish("failed", error="no client answered")
     found = load(tmp_path).manifest
     assert (found.status, found.error) == ("failed", "no client answered")
-    assert found.finished is not None
+    assert found.finished == found.updated != MANIFEST.updated
     assert found.model_sha256 is None
     with Ledger.resume(tmp_path) as ledger:
         assert load(tmp_path).status == "running"
-        assert ledger.manifest.error is None
         store(ledger, 2)
         ledger.finish("completed", threads=4)
     found = load(tmp_path).manifest
-    assert (found.status, found.threads, len(found.resumed)) == ("completed", 4, 1)
+    assert (found.status, found.error, found.threads) == ("completed", None, 4)
     assert found.model_sha256 == checkpoints.model_digest(model(2))
     assert found == ledger.manifest
+
+
+def test_a_resumed_run_is_not_finished(tmp_path: Path) -> None:
+    with Ledger.resume(finished(tmp_path)):
+        found = load(tmp_path).manifest
+    assert (found.status, found.finished, found.model_sha256) == ("running", None, None)
+    assert found.resumed == (found.updated,)
+
+
+def test_a_run_that_ends_while_it_is_looked_at_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = begun(tmp_path)
+
+    def held_no_more(path: Path) -> bool:
+        ledger.finish("completed")
+        ledger.close()
+        return is_held(path)
+
+    monkeypatch.setattr("fedsim.ledger.read.is_held", held_no_more)
+    assert load(tmp_path).status == "completed"
+
+
+def test_a_run_without_its_lock_file_is_not_alive(tmp_path: Path) -> None:
+    begun(tmp_path).close()
+    (tmp_path / files.LOCK).unlink()
+    assert load(tmp_path).status == "killed"
+
+
+def test_a_look_at_the_lock_does_not_turn_a_writer_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with (tmp_path / files.LOCK).open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+        RunLock(tmp_path / files.LOCK).release()
 
 
 def test_wall_seconds_add_up_over_sessions(tmp_path: Path) -> None:
@@ -456,10 +543,6 @@ def test_a_manifest_describes_this_process() -> None:
     assert here.created.endswith("+00:00")
 
 
-def test_an_installed_package_has_no_commit(tmp_path: Path) -> None:
-    assert manifest._commit(tmp_path) is None
-
-
 def test_a_checkout_has_a_commit_and_says_if_files_were_changed(tmp_path: Path) -> None:
     def git(*words: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
@@ -475,6 +558,8 @@ def test_a_checkout_has_a_commit_and_says_if_files_were_changed(tmp_path: Path) 
     assert manifest._commit(tmp_path) == commit
     (tmp_path / "file").write_text("2")
     assert manifest._commit(tmp_path) == f"{commit}-dirty"
+    (tmp_path / "site-packages").mkdir()  # of an environment inside somebody's checkout
+    assert manifest._commit(tmp_path / "site-packages") is None
 
 
 def test_the_ledger_needs_no_heavy_library(tmp_path: Path) -> None:
@@ -540,13 +625,15 @@ def test_clients_of_a_failed_round_are_kept_until_it_is_repeated(tmp_path: Path)
 
 
 def fill_disk(patch: pytest.MonkeyPatch, name: str) -> None:
-    """Let the disk be full for files of which the name begins so."""
+    """Let the disk be full for files whose name begins so."""
+    replace = os.replace
 
-    def fsync(handle: int) -> None:
-        if Path(os.readlink(f"/proc/self/fd/{handle}")).name.startswith(f".{name}"):
+    def replace_if_room(part: Path, path: Path) -> None:
+        if path.name.startswith(name):
             raise OSError(errno.ENOSPC, "No space left on device")
+        replace(part, path)
 
-    patch.setattr(os, "fsync", fsync)
+    patch.setattr(os, "replace", replace_if_room)
 
 
 def intact_after_round_1(directory: Path) -> None:
@@ -666,6 +753,7 @@ def test_a_damaged_ledger_is_refused(tmp_path: Path, damage: Any, message: str) 
         load(tmp_path / "run")
     with pytest.raises(LedgerError, match=message):
         Ledger.resume(tmp_path / "run")
+    assert not is_held(tmp_path / "run" / files.LOCK)
     (line,) = list_runs(tmp_path)
     assert (line.status, line.name) == ("damaged", "run")
     assert line.problem
@@ -759,6 +847,7 @@ def test_runs_are_found_and_summed_up(tmp_path: Path) -> None:
         )
         begun(tmp_path / "c").close()
         finished(tmp_path / ".hidden")
+        finished(tmp_path / "a" / "done" / "inside")
         finished(tmp_path / "1" / "2" / "3" / "4")
         finished(tmp_path / "1" / "2" / "3" / "no" / "deeper")
         lines = list_runs(tmp_path)

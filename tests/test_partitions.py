@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.data import PARTITIONS, Partition, make_partition
+from fedsim.data import PARTITIONS, Partition, make_partition, partitions
 from fedsim.data.assignment import top_up
 from fedsim.data.counting import apportion
 from fedsim.errors import DataError
@@ -90,6 +91,16 @@ def test_streams_decide(kind: str) -> None:
     assert not np.array_equal(first.order, other.order)
 
 
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "labels", "quantity"])
+def test_which_examples_of_a_class_a_client_gets_is_random(kind: str) -> None:
+    labels = np.zeros(400, np.int64)
+    dealt = partition(kind, labels, clients=2, alpha=1e12, labels_per_client=1, size_sigma=0.0)
+    assert dealt.sizes.tolist() == [200, 200]
+    # A run, or every other example, would have steps of a single length.
+    assert len(set(np.diff(dealt.indices(0)).tolist())) > 3
+    assert dealt.indices(0).mean() == pytest.approx(199.5, abs=30)
+
+
 @pytest.mark.parametrize("kind", sorted(ROWS))
 def test_a_million_clients(kind: str) -> None:
     n, clients = 1_200_000, 1_000_000
@@ -115,13 +126,11 @@ def test_dirichlet_at_large_alpha_is_even_in_every_class() -> None:
 
 
 def test_dirichlet_at_large_alpha_rounds_up_elsewhere_in_each_class() -> None:
-    # With 2 examples of each of 10 classes for 20 clients, a client ends up with 1 on average;
-    # were it the same clients' turn in each class, few would get all.
-    labels = balanced(20)
-    counts = counts_by_client(
-        partition("dirichlet", labels, clients=20, alpha=1e12, min_examples=0), labels
-    )
-    assert counts.sum(axis=1).max() < 6
+    # Each class has an example for every tenth client. Were those evenly spaced in each class,
+    # clients j and j + 10 would always hold the same classes, and there would be about 10 mixes.
+    labels = balanced(200)
+    dealt = partition("dirichlet", labels, clients=200, alpha=1e12, min_examples=0)
+    assert len({tuple(row) for row in counts_by_client(dealt, labels).tolist()}) > 30
 
 
 def test_dirichlet_at_tiny_alpha_gives_each_class_to_one_client() -> None:
@@ -139,6 +148,28 @@ def test_dirichlet_proportions_have_the_variance_of_the_distribution() -> None:
     expected = (1 / clients) * (1 - 1 / clients) / (clients * alpha + 1)
     assert parts.mean(axis=1) == pytest.approx(1 / clients, abs=0.02)
     assert parts.var(axis=1) == pytest.approx(expected, rel=0.08)
+
+
+def test_dirichlet_rounds_counts_by_systematic_sampling() -> None:
+    # 3 examples a class, 2 clients, p ~ Beta(1/2, 1/2), u ~ U(0, 1): one client gets all 3 if
+    # p < u / 3 or 1 - p < (1 - u) / 3, so with probability 6 int_0^{1/3} (2/pi) asin(sqrt x) dx.
+    labels = np.repeat(np.arange(6000), 3)
+    dealt = partition("dirichlet", labels, clients=2, alpha=0.5, min_examples=0)
+    assert (counts_by_client(dealt, labels)[0] % 3 == 0).mean() == pytest.approx(0.5085, abs=0.02)
+
+
+def test_dirichlet_deals_all_examples_where_proportions_sum_below_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(partitions, "_dirichlet", lambda *_: np.array([0.5, 0.4]))
+    assert partition("dirichlet", balanced(100), clients=2).sizes.sum() == 100
+
+
+def test_dirichlet_takes_a_draw_of_zero() -> None:
+    zeros: Any = SimpleNamespace(
+        random=lambda size: np.zeros(size), standard_gamma=lambda shape, size: np.ones(size)
+    )
+    assert partitions._dirichlet(4, 0.1, zeros).tolist() == [0.25] * 4
 
 
 def test_shards_are_those_of_the_paper() -> None:
@@ -180,6 +211,12 @@ def test_label_sets_pair_labels_in_many_ways() -> None:
     labels = balanced(5000)
     counts = counts_by_client(partition("labels", labels, clients=100), labels)
     assert len({tuple(np.flatnonzero(row)) for row in counts}) > 30
+
+
+def test_label_sets_give_the_larger_parts_to_anybody() -> None:
+    # 10 of the 20 holders of a label get two of its 30 examples, the others one.
+    sizes = partition("labels", balanced(300), clients=100).sizes
+    assert sizes[:50].mean() == pytest.approx(sizes[50:].mean(), abs=0.6)
 
 
 def test_label_sets_leave_out_labels_without_examples() -> None:
@@ -227,6 +264,15 @@ def test_top_up_takes_in_proportion_to_what_is_above_the_minimum() -> None:
     owner = np.repeat([0, 1, 2], [50, 30, 0])
     # The minimum is 10: 40 and 20 are above it, and of the 10 lacking they give 7 and 3.
     assert np.bincount(top_up(owner, 3, 10, stream(0, "top up"))).tolist() == [43, 27, 10]
+
+
+def test_top_up_takes_from_few_givers() -> None:
+    owner = stream(0, "owners").permutation(np.repeat([0, 1, 2], 60))
+    topped_up = top_up(owner, 8, 20, stream(0, "top up"))
+    pairs = {(giver, receiver) for giver, receiver in zip(owner, topped_up, strict=True)}
+    moves = {(giver, receiver) for giver, receiver in pairs if giver != receiver}
+    # Givers and receivers in line: as many pairs as borders between them, and one.
+    assert len(moves) <= 3 + 5 - 1
 
 
 @given(

@@ -5,7 +5,6 @@ Nothing heavy is imported before a command knows that it needs it, so that help 
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from types import FrameType
@@ -17,6 +16,7 @@ import typer
 from fedsim import __version__
 from fedsim.cli import run as run_command
 from fedsim.cli import runs, study
+from fedsim.cli.command import Command
 from fedsim.errors import FedsimError
 
 INTERRUPTED = 130  # what shells expect after Ctrl-C
@@ -27,13 +27,14 @@ app = typer.Typer(
     epilog="Start with: fedsim run configs/quickstart.toml",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # plain text: a command in it can be copied, whatever the width
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run")(run_command.run)
-app.command("study")(study.study)
-app.command("ls")(runs.ls)
-app.command("export")(runs.export)
+app.command("run", cls=Command)(run_command.run)
+app.command("study", cls=Command)(study.study)
+app.command("ls", cls=Command)(runs.ls)
+app.command("export", cls=Command)(runs.export)
 
 
 @app.callback(invoke_without_command=True)
@@ -53,15 +54,12 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, terminate)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(app(prog_name="fedsim", standalone_mode=False) or 0)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except FedsimError as error:
         for line in str(error).splitlines():
             typer.secho(f"error: {line}", fg="red", err=True)

@@ -37,19 +37,18 @@ def run(
     output: Format = OutputFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Run one experiment, and keep every client of every round in its ledger.
+    """Run one experiment; its ledger keeps every client of every round.
 
     Examples:
 
         fedsim run configs/quickstart.toml
-
         fedsim run configs/quickstart.toml -s model.activation=tanh -s train.learning_rate=0.05
-
         fedsim run --resume runs/quickstart-20261123-101500
 
     Ctrl-C stops a run so that --resume goes on with the same bits.
     """
     experiment = read_experiment(file, with_data_directory(settings, data_dir), out, resume)
+    from fedsim.runs import holds_run
     from fedsim.simulation import open_engine, prepare, simulate
 
     experiment = prepare(experiment)
@@ -64,10 +63,11 @@ def run(
         finally:
             executor.close()
     except KeyboardInterrupt:
-        say(f"interrupted; go on with: fedsim run --resume {directory}")
+        if holds_run(directory):
+            say(f"interrupted; go on with: fedsim run --resume {directory}")
         raise
-    except FedsimError:
-        if output is OutputFormat.json and (directory / "ledger.sqlite").exists():
+    except FedsimError as error:
+        if output is OutputFormat.json and error.exit_code == 1 and holds_run(directory):
             show(directory, output)
         raise
     show(directory, output)
@@ -91,9 +91,8 @@ def read_experiment(
         stored = runs.stored_experiment(resume).flat()
         experiment = config.read(file, settings, vocabulary=vocabulary(), base=stored)
         directory = resume
-    table = dataclasses.replace(
-        experiment.run, out=str(directory.absolute()), resume=resume is not None
-    )
+    going_on = experiment.run.resume or resume is not None
+    table = dataclasses.replace(experiment.run, out=str(directory.absolute()), resume=going_on)
     return dataclasses.replace(experiment, run=table)
 
 

@@ -35,7 +35,6 @@ def ls(
     Examples:
 
         fedsim ls
-
         fedsim ls runs/activations --format json
     """
     from fedsim.ledger.read import list_runs
@@ -56,14 +55,17 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="Where the files go; default: RUN/export.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace files that are there.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there.")
+    ] = False,
 ) -> None:
-    """Write a run's tables rounds, clients and layers as files, every figure in full precision.
+    """Write a run's tables as files, every figure in full precision.
+
+    The tables are rounds, clients and layers, a file each.
 
     Examples:
 
         fedsim export runs/quickstart-20261123-101500 --to csv --out tables
-
         fedsim export runs/quickstart-20261123-101500 --to parquet
     """
     from fedsim.ledger.export import export as write

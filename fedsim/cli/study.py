@@ -38,7 +38,7 @@ def study(
     output: Format = OutputFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Run an experiment for every combination of the study's axes and every seed.
+    """Run an experiment for every combination of axes and seeds.
 
     Runs that are there already are not run again, so the same command goes on with a study that
     was stopped, and tries failed runs once more.
@@ -46,7 +46,6 @@ def study(
     Examples:
 
         fedsim study configs/activations.toml
-
         fedsim study configs/activations.toml -s experiment.rounds=60 --out runs/longer
     """
     from fedsim.runs import runs_root

@@ -32,11 +32,11 @@ def dirichlet(
 ) -> Ints:
     """Deal each class in proportions drawn from a symmetric Dirichlet distribution over clients.
 
-    For class k, p_k ~ Dir_clients(alpha), and client j gets a part p_kj of the class (Yurochkin
-    et al. 2019, Bayesian nonparametric federated learning). Sizes follow from the
-    proportions, unlike in Hsu et al. 2019, who draw class proportions for clients of equal size.
-    Small ``alpha`` is uneven: each class goes to few clients. The count of a class at a client is
-    p_kj times the class's size, rounded down or up at random so that its expectation is exact
+    For class k, p_k ~ Dir(alpha) over the clients, and client j gets a part p_kj of the class
+    (Yurochkin et al. 2019, Bayesian nonparametric federated learning). Client sizes follow from
+    that, unlike in Hsu et al. 2019, who draw class proportions for clients of equal size. Small
+    ``alpha`` is uneven: each class goes to few clients. The count of a class at a client is p_kj
+    times the class's size, rounded down or up at random so that its expectation is exact
     (systematic sampling) and the counts sum to the class.
     """
     owner = np.empty(len(labels), np.int64)

@@ -61,7 +61,7 @@ def load_server_app(reference: str, directory: str) -> ServerApp:
 def _load(reference: str, error: type[Exception], directory: str) -> object:
     try:
         return load_app(reference, error, Path(directory))
-    except error as problem:
+    except (error, ImportError) as problem:
         raise EngineError(f"{reference} in {directory}: {problem}") from problem
 
 

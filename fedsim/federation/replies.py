@@ -9,17 +9,27 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 
-from fedsim.flower import ARRAYS, CONTROL, LAYER_NORMS, METRICS, WEIGHT, decode_arrays
+from fedsim.flower import (
+    ARRAYS,
+    CONTROL,
+    LAYER_NORMS,
+    METRICS,
+    WEIGHT,
+    Instruction,
+    decode_arrays,
+)
 from fedsim.records import ClientRow, LayerRow
 
 Arrays = Mapping[str, np.ndarray]
 
-# What a client reports, with the smallest value that makes sense; the ledger's columns.
+# What a client reports, the ledger's columns: counts with the smallest that makes sense, amounts,
+# and what may be any number, since it is not finite where training diverged.
 COUNTS = {WEIGHT: 1, "steps": 1, "dense_bytes": 0}
-AMOUNTS = {"cpu_seconds": 0.0, "wall_seconds": 0.0, "update_norm": 0.0}
-LOSSES = ("loss_first_step", "loss_last_step")
-INITIAL_LOSS = "initial_loss"
-KNOWN = {*COUNTS, *AMOUNTS, *LOSSES, INITIAL_LOSS, LAYER_NORMS}
+AMOUNTS = ("cpu_seconds", "wall_seconds")
+NUMBERS = ("loss_first_step", "loss_last_step", "update_norm")
+INITIAL_LOSS = "initial_loss"  # an amount, where it was asked for
+KNOWN = {*COUNTS, *AMOUNTS, *NUMBERS, INITIAL_LOSS, LAYER_NORMS}
+LARGEST_COUNT = 2**63 - 1  # that the ledger can store
 
 
 class Rejected(Exception):
@@ -52,12 +62,10 @@ class Judged:
 
 
 def judge(
-    round: int,
+    instruction: Instruction,
     *,
     asked: Mapping[int, Message],
     replies: Iterable[Message],
-    like: Arrays,
-    with_control: bool,
     timeout_seconds: float,
 ) -> Judged:
     """Accept or reject each client's answer, and record it either way.
@@ -66,15 +74,15 @@ def judge(
     name of a dead node another node's id.
 
     Args:
-        round: the round, for the rows.
+        instruction: what the clients were asked. An update has the names, shapes and dtypes of its
+            model; where it sent a control variate, a second set of such arrays is due (SCAFFOLD).
         asked: the messages that were sent, by client, in the order of the clients.
         replies: what came back, in any order.
-        like: the global model, whose names, shapes and dtypes an update must have.
-        with_control: a second set of such arrays is due (SCAFFOLD).
         timeout_seconds: how long was waited, for the text.
     """
     by_message = {reply.metadata.reply_to_message_id: reply for reply in replies}
     judged = Judged(updates=[], clients=[], layers=[])
+    round = instruction.round
     for client, message in asked.items():
         reply = by_message.get(message.metadata.message_id)
         if reply is None:
@@ -88,36 +96,32 @@ def judge(
                 ClientRow(round=round, client=client, status="failed", error=error)
             )
         else:
-            judge_content(judged, round, client, reply, like, with_control)
+            judge_content(judged, instruction, client, reply)
     return judged
 
 
-def judge_content(
-    judged: Judged, round: int, client: int, reply: Message, like: Arrays, with_control: bool
-) -> None:
+def judge_content(judged: Judged, instruction: Instruction, client: int, reply: Message) -> None:
     """Add one client's answer to the judged: its row, and its update if it is acceptable."""
+    round, like, content = instruction.round, instruction.arrays, reply.content
     metrics: MetricRecord | None = None
     try:
-        metrics = read_metrics(reply.content)
-        update = Update(
-            client=client,
-            reply=reply,
-            arrays=read_arrays(reply.content, ARRAYS, like),
-            metrics=metrics,
-            control_change=read_arrays(reply.content, CONTROL, like) if with_control else None,
-        )
+        metrics = read_metrics(content, with_initial_loss=instruction.initial_loss)
+        arrays = read_arrays(content, ARRAYS, like)
+        change = None if instruction.control is None else read_arrays(content, CONTROL, like)
     except Rejected as reason:
         row = client_row(round, client, metrics, status="rejected", error=str(reason))
         judged.clients.append(row)
         return
     extra = sorted(set(metrics) - KNOWN)
     note = f"ignored metrics: {', '.join(extra)}" if extra else None
-    judged.updates.append(update)
+    judged.updates.append(
+        Update(client=client, reply=reply, arrays=arrays, metrics=metrics, control_change=change)
+    )
     judged.clients.append(client_row(round, client, metrics, status="ok", error=note))
     judged.layers.extend(layer_rows(round, client, metrics, like))
 
 
-def read_metrics(content: RecordDict) -> MetricRecord:
+def read_metrics(content: RecordDict, *, with_initial_loss: bool) -> MetricRecord:
     """Return the client's figures, each present and possible.
 
     Raises:
@@ -126,13 +130,14 @@ def read_metrics(content: RecordDict) -> MetricRecord:
     if METRICS not in content.metric_records:
         raise Rejected(f"the reply has no {METRICS!r} record")
     metrics = content.metric_records[METRICS]
-    for name in (*COUNTS, *AMOUNTS, *LOSSES):
+    amounts = (*AMOUNTS, INITIAL_LOSS) if with_initial_loss else AMOUNTS
+    for name in (*COUNTS, *amounts, *NUMBERS):
         value = metrics.get(name)
         if not isinstance(value, (int, float)):
             raise Rejected(f"metric {name} is {'missing' if value is None else repr(value)}")
-        if name in COUNTS and (value != int(value) or value < COUNTS[name]):
+        if name in COUNTS and not (COUNTS[name] <= value <= LARGEST_COUNT and value == int(value)):
             raise Rejected(f"metric {name} = {value} is not a count of at least {COUNTS[name]}")
-        if name in AMOUNTS and not (math.isfinite(value) and value >= AMOUNTS[name]):
+        if name in amounts and not (math.isfinite(value) and value >= 0):
             raise Rejected(f"metric {name} = {value} is not a finite amount")
     return metrics
 
@@ -151,16 +156,19 @@ def read_arrays(content: RecordDict, record: str, like: Arrays) -> dict[str, np.
         raise Rejected(f"{record}: wrong names; missing {missing}, unknown {extra}")
     try:
         arrays = decode_arrays({name: received[name] for name in like})
-    except (ValueError, TypeError, EOFError, OSError) as error:
+    except Exception as error:  # NumPy's reader raises what it trips over, MemoryError included
         raise Rejected(f"{record}: cannot be decoded: {error}") from error
     for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # an .npz archive, which NumPy's reader takes too
+            raise Rejected(f"{record}: {name} is not an array")
         if array.shape != like[name].shape:
             raise Rejected(f"{record}: {name} has shape {array.shape}, not {like[name].shape}")
         if array.dtype != like[name].dtype:
             raise Rejected(f"{record}: {name} has dtype {array.dtype}, not {like[name].dtype}")
         if not np.isfinite(array).all():
             kind = "NaN" if np.isnan(array).any() else "infinity"
-            raise Rejected(f"{record}: {name} holds {kind}")
+            remedy = "if training diverged, lower train.learning_rate"
+            raise Rejected(f"{record}: {name} holds {kind} ({remedy})")
     return arrays
 
 
@@ -170,7 +178,7 @@ def client_row(
     """Return the ledger's row; figures stay empty where the client gave none."""
     figures: dict[str, int | float] = {}
     if metrics is not None:
-        figures = {name: metrics[name] for name in (*AMOUNTS, *LOSSES)}  # type: ignore[misc]
+        figures = {name: metrics[name] for name in (*AMOUNTS, *NUMBERS)}  # type: ignore[misc]
         figures |= {"steps": int(metrics["steps"]), "dense_bytes": int(metrics["dense_bytes"])}  # type: ignore[arg-type]
         figures["examples"] = int(metrics[WEIGHT])  # type: ignore[arg-type]
     return ClientRow(round=round, client=client, status=status, error=error, **figures)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fedsim.measure.payload import dense_bytes
 from fedsim.records import ClientRow, LayerRow, RoundRow
 
 Arrays = Mapping[str, np.ndarray]
+DIVERGED = "training diverged: lower train.learning_rate or server.learning_rate"
 
 
 class RoundFailed(RunFailed):
@@ -62,28 +64,29 @@ def federated_rounds(
         evaluate: from a model to its test accuracy and loss.
 
     Raises:
-        RoundFailed: no client's update could be used, or they gave no finite model.
+        RoundFailed: no client's update could be used, or they gave no finite model or test loss.
     """
     for round in range(first, last + 1):
         started = time.perf_counter()
         clients = choose(round)
         nodes = [node_of(client) for client in clients]
         rate = learning_rate(round)
-        content = encode_instruction(aggregator.instruct(round, arrays, rate, nodes))
+        instruction = aggregator.instruct(round, arrays, rate, nodes)
+        content = encode_instruction(instruction)
         messages = [Message(content, n, MessageType.TRAIN, group_id=str(round)) for n in nodes]
         replies = grid.send_and_receive(messages, timeout=timeout_seconds)
         judged = judge(
-            round,
+            instruction,
             asked=dict(zip(clients, messages, strict=True)),
             replies=replies,
-            like=arrays,
-            with_control=aggregator.with_control,
             timeout_seconds=timeout_seconds,
         )
-        sent = dense_bytes(arrays) * (2 if aggregator.with_control else 1) * len(messages)
+        sent = (dense_bytes(arrays) + dense_bytes(instruction.control or {})) * len(messages)
         arrays = next_model(round, aggregator, arrays, judged)
         due = round % evaluate_every == 0 or round == last
         accuracy, loss = evaluate(arrays) if due else (None, None)
+        if loss is not None and not math.isfinite(loss):
+            raise RoundFailed(f"round {round}: the test loss is {loss}; {DIVERGED}", judged.clients)
         row = RoundRow(
             round=round,
             test_accuracy=accuracy,
@@ -107,15 +110,16 @@ def next_model(round: int, aggregator: Aggregator, arrays: Arrays, judged: Judge
     if not judged.updates:
         raise RoundFailed(f"round {round}: {why_nobody(judged.clients)}", judged.clients)
     try:
-        model = aggregator.aggregate(round, arrays, judged.updates)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found below
+            model = aggregator.aggregate(round, arrays, judged.updates)
     except RunFailed as error:
         raise RoundFailed(str(error), judged.clients) from error
     broken = [name for name, array in model.items() if not np.isfinite(array).all()]
     if broken:
-        text = f"round {round}: the aggregated model is not finite in {', '.join(broken)}; "
-        raise RoundFailed(
-            text + "lower train.learning_rate or server.learning_rate", judged.clients
+        text = (
+            f"round {round}: the aggregated model is not finite in {', '.join(broken)}; {DIVERGED}"
         )
+        raise RoundFailed(text, judged.clients)
     return model
 
 

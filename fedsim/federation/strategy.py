@@ -31,8 +31,6 @@ TRAIN_LOSS = "train_loss"  # where QFedAvg looks for the loss by default
 class Aggregator(Protocol):
     """How updates become the next model."""
 
-    with_control: bool
-
     def instruct(
         self, round: int, arrays: Arrays, learning_rate: float, nodes: Sequence[int]
     ) -> Instruction:
@@ -57,6 +55,7 @@ class Kind:
     memory: tuple[str, ...] = ()  # attributes that hold arrays from round to round
     minimum: Callable[[ServerTable], int] = lambda s: 1  # updates without which it means nothing
     initial_loss: bool = False
+    weighted: bool = True  # by the clients' examples, where the strategy weighs at all
     round_offset: int = 0  # added to the round number that the strategy is told
 
 
@@ -115,7 +114,9 @@ FLOWER_STRATEGIES: dict[str, Kind] = {
     "multikrum": Kind(
         build=flwr_strategy.MultiKrum,
         arguments=lambda e: {**krum_like(e), "num_nodes_to_select": e.server.selected_clients},
-        minimum=two_f_plus_3,
+        minimum=lambda s: max(two_f_plus_3(s), s.selected_clients + s.byzantine_clients),
+        # Flower weighs by examples, which are the client's own claim; Blanchard et al. do not.
+        weighted=False,
     ),
     "bulyan": Kind(
         build=flwr_strategy.Bulyan,
@@ -143,8 +144,6 @@ def make_aggregator(experiment: Experiment, arrays: Arrays, *, clients: int) -> 
 
 class FlowerAggregator:
     """One of Flower's strategies, driven through its own hooks."""
-
-    with_control = False
 
     def __init__(self, experiment: Experiment, arrays: Arrays, clients: int) -> None:
         self._name = experiment.server.strategy
@@ -194,10 +193,10 @@ class FlowerAggregator:
             result, _ = self._strategy.aggregate_train(round + self._kind.round_offset, replies)
         except AppExitException as error:
             raise RunFailed(f"round {round}: {self._name} could not aggregate: {error}") from error
-        return {name: result[name].numpy().astype(a.dtype) for name, a in arrays.items()}
+        return {name: in_dtype(result[name].numpy(), a.dtype) for name, a in arrays.items()}
 
     def _content(self, update: Update) -> RecordDict:
-        metrics = MetricRecord({WEIGHT: update.examples})
+        metrics = MetricRecord({WEIGHT: update.examples if self._kind.weighted else 1})
         if self._kind.initial_loss:
             metrics[TRAIN_LOSS] = float(update.metrics[INITIAL_LOSS])  # type: ignore[arg-type]
         return RecordDict({ARRAYS: held(update.arrays), METRICS: metrics})
@@ -224,10 +223,13 @@ class FlowerAggregator:
                 setattr(self._strategy, attribute, list(named.values()) if as_list else named)
 
 
+def in_dtype(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return float64 values as the model stores them: whole numbers are rounded, never cut."""
+    return (np.rint(values) if np.issubdtype(dtype, np.integer) else values).astype(dtype)
+
+
 class ScaffoldAggregator:
     """SCAFFOLD's server half; see :mod:`fedsim.algorithms.scaffold`."""
-
-    with_control = True
 
     def __init__(self, experiment: Experiment, arrays: Arrays, clients: int) -> None:
         self._clients = clients
@@ -288,9 +290,17 @@ class HeldArray(Array):
         return buffer.getvalue()
 
 
-def held(arrays: Arrays) -> ArrayRecord:
+class HeldRecord(ArrayRecord):
+    """An ArrayRecord without Flower's way of freeing it, a full garbage collection per array."""
+
+    def to_numpy_ndarrays(self, *, keep_input: bool = True) -> list[np.ndarray]:
+        """Return the arrays; they are only references, so the record stays as it is."""
+        return [array.numpy() for array in self.values()]
+
+
+def held(arrays: Arrays) -> HeldRecord:
     """Return a record of arrays held as they are."""
-    record = ArrayRecord()
+    record = HeldRecord()
     for name, values in arrays.items():
         record[name] = HeldArray(values)
     return record

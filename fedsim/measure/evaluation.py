@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
-BATCH_EXAMPLES = 1000  # bounds the memory of activations; summed in float64, so it changes no bit
+# Bounds the memory of activations. Fixed, because the last digits of the loss depend on it.
+BATCH_EXAMPLES = 1000
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ def summarise_arm(label: str, runs: Sequence[Path], targets: Sequence[float]) ->
         rounds = load(path).rounds
         tested = rounds.dropna(subset=["test_accuracy"])
         curve = [float(v) for v in tested.test_accuracy]
-        accuracies.append(curve[-1] if curve else math.nan)
+        accuracies.append(curve[-1] if curve else None)
         seconds.append(float(rounds.cpu_seconds.sum()))
         uplink.append(float(rounds.uplink_bytes.sum()))
         for target, reached in to_target.items():

@@ -25,7 +25,7 @@ UNBOUNDED = 10_000
 def show(table: Table) -> None:
     """Print a table on standard output."""
     width = None if sys.stdout.isatty() else UNBOUNDED
-    Console(width=width).print(table)
+    Console(width=width, markup=False, emoji=False).print(table)
 
 
 def plain_table(*columns: str, right: Sequence[str] = ()) -> Table:
@@ -46,7 +46,7 @@ def runs_table(runs: Sequence[RunSummary]) -> Table:
             str(run.path),
             run.name,
             f"{run.status}: {run.problem}" if run.problem else run.status,
-            f"{units.shown(run.rounds)}/{units.shown(run.rounds_planned)}",
+            f"{units.shown(run.rounds, str)}/{units.shown(run.rounds_planned, str)}",
             units.shown(run.test_accuracy, units.percent),
             (run.started or units.MISSING)[:19].replace("T", " "),
         )
@@ -55,7 +55,7 @@ def runs_table(runs: Sequence[RunSummary]) -> Table:
 
 def arms_table(axis: str, arms: Sequence[Arm], targets: Sequence[float]) -> Table:
     """A line for each arm of a study: mean +- standard deviation over the seeds."""
-    reach = [f"rounds to {target:.0%}" for target in targets]
+    reach = [f"rounds to {100 * target:g}%" for target in targets]
     figures = ["test accuracy", *reach, "client CPU", "uplink"]
     table = plain_table(axis, *figures, right=figures)
     for arm in arms:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fedsim import config
-from fedsim.config import Experiment, Vocabulary, fields_by_key, flatten
+from fedsim.config import (
+    EXECUTION_TABLES,
+    Experiment,
+    Vocabulary,
+    fields_by_key,
+    flatten,
+    nearest_key,
+)
 from fedsim.errors import ConfigError, nearest
 
 KEYS = ("base", "axes", "seeds", "targets")
@@ -34,8 +41,8 @@ class Cell:
     @property
     def folder(self) -> Path:
         """Where the run lies in the study's directory; unlike arms never share one."""
-        parts = [f"{key.rpartition('.')[2]}={value}" for key, value in self.arm]
-        return Path(re.sub(r"[^\w.=+,-]+", "_", ",".join(parts)) or "base") / f"seed-{self.seed}"
+        parts = [f"{key.rpartition('.')[2]}={quote(str(value), '')}" for key, value in self.arm]
+        return Path(",".join(parts) or "base") / f"seed-{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +75,11 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
     seeds = read_seeds(raw.get("seeds", DEFAULT_SEEDS), problems)
     targets = read_targets(raw.get("targets", DEFAULT_TARGETS), problems)
     base = read_base(path, raw.get("base"), problems)
+    problems += [
+        f"-s {text}: is an axis of this study; change [axes] instead"
+        for text in overrides
+        if text.partition("=")[0].strip() in axes
+    ]
     if problems:
         raise ConfigError([f"{path}: {line}" for line in problems])
     cells = list(make_cells(base, axes, seeds, overrides, vocabulary))
@@ -95,9 +107,11 @@ def read_axes(raw: object, problems: list[str]) -> dict[str, list[Any]]:
         problems.append("axes: must be a table of keys and lists")
     for key, values in axes.items():
         if key not in fields_by_key():
-            problems.append(f"axes.{key}: unknown key; {nearest(key, fields_by_key())}")
+            problems.append(f"axes.{key}: unknown key; {nearest_key(key)}")
         elif key == "experiment.seed":
             problems.append("axes.experiment.seed: seeds are no axis; use seeds = [...]")
+        elif key.partition(".")[0] in EXECUTION_TABLES:
+            problems.append(f"axes.{key}: changes no result, so it is no axis; use -s {key}=...")
         if not isinstance(values, list) or not values:
             problems.append(f"axes.{key} = {values!r}: must be a list of values")
         elif len({repr(v) for v in values}) < len(values):
@@ -118,7 +132,7 @@ def read_seeds(raw: object, problems: list[str]) -> int | list[int]:
 def read_targets(raw: object, problems: list[str]) -> tuple[float, ...]:
     """Return the accuracies that are asked about."""
     values: list[Any] = list(raw) if isinstance(raw, (list, tuple)) else [raw]
-    if all(isinstance(v, (int, float)) and 0 < v <= 1 for v in values):
+    if all(type(v) in (int, float) and 0 < v <= 1 for v in values):
         return tuple(float(v) for v in values)
     problems.append(f"targets = {raw!r}: must be test accuracies, above 0 and at most 1")
     return ()

@@ -1,0 +1,38 @@
+# `make` lists what there is. The first target that needs it makes .venv and installs into it.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## compare five activations on fifty clients (about a minute)
+	$(BIN)/fedsim study configs/activations.toml
+
+test: $(READY)  ## run every test, those with Ray, Flower's runtime and installation too
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## run the unit tests alone
+	$(BIN)/python -m pytest -m "not ray and not flower and not install"
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## measure dispatch against Flower's own simulation
+	$(BIN)/python benchmarks/dispatch.py
+
+clean:  ## remove the virtual environment and caches; runs stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The constraints make the installation the same everywhere; a change of them installs anew.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)

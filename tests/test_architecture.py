@@ -1,0 +1,195 @@
+"""The floor plan: what may import what, also inside functions and for types alone."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(
+    path for part in ("fedsim", "clients", "server") for path in ROOT.glob(f"{part}/**/*.py")
+)
+LIBRARY = [path for path in FILES if path.is_relative_to(ROOT / "fedsim")]
+
+FOUNDATIONS = {"config", "conflicts", "errors", "units", "randomness", "records"}
+
+# What each part of fedsim may import of fedsim, besides itself.
+MAY_IMPORT: dict[str, set[str]] = {
+    **dict.fromkeys(FOUNDATIONS, FOUNDATIONS),
+    "models": FOUNDATIONS,
+    "data": FOUNDATIONS,
+    "measure": FOUNDATIONS,
+    "engine": {"errors"},
+    "ledger": FOUNDATIONS,
+    "flower": FOUNDATIONS,
+    # The client's side and the server's side do not see each other.
+    "training": {*FOUNDATIONS, "models", "data", "measure"},
+    "algorithms": {*FOUNDATIONS, "models", "data", "measure"},
+    "federation": {*FOUNDATIONS, "models", "data", "measure", "algorithms", "flower"},
+    # Compositions: from an experiment to parts, to a directory, to a finished run.
+    "vocabulary": {*FOUNDATIONS, "data", "models", "federation"},
+    "parts": {*FOUNDATIONS, "data", "models"},
+    "runs": {*FOUNDATIONS, "ledger"},
+    "simulation": {*FOUNDATIONS, "engine", "parts"},
+    "study": {*FOUNDATIONS, "ledger", "runs"},
+    "report": {"units", "ledger", "measure"},
+    "cli": {*FOUNDATIONS, "ledger", "report", "study", "runs", "simulation", "vocabulary"},
+    # "import fedsim" gives these two at first use.
+    "__init__": {"engine", "ledger"},
+    "__main__": {"cli"},
+}
+
+# The apps compose functions of their own side, and do not see each other.
+COMMON = {"config", "flower", "parts", "measure", "randomness", "records", "training"}
+APPS = {
+    "clients": {*COMMON, "algorithms"},
+    "server": {*COMMON, "federation", "runs", "vocabulary"},
+}
+
+# Who may import a library; nobody else does.
+HOMES = {
+    "ray": {"engine"},
+    "jax": {"training"},
+    "flwr": {"engine", "federation", "flower", "clients", "server"},
+    "typer": {"cli"},
+    "click": {"cli"},
+    "rich": {"cli", "report"},
+    # Between processes of one program, never from a file.
+    "cloudpickle": {"engine"},
+    "pickle": {"engine"},
+}
+WITHOUT_TORCH = {"report", "ledger", "study", "cli", "runs", *FOUNDATIONS}
+
+# What runs code that is hidden in data.
+DANGEROUS_MODULES = {"marshal", "shelve", "dill", "joblib"}
+DANGEROUS = {"torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"}
+DANGEROUS_BUILTINS = {"eval", "exec", "compile", "__import__"}
+
+
+def part_of(path: Path) -> str:
+    """Return the part that a file belongs to: ``engine`` of fedsim/engine/grid.py."""
+    inside = path.relative_to(ROOT)
+    return inside.parts[1].removesuffix(".py") if inside.parts[0] == "fedsim" else inside.parts[0]
+
+
+@lru_cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the dotted name of everything that a file imports, wherever in it."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def libraries(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imported(path)}
+
+
+def parts_imported(path: Path) -> set[str]:
+    """Return the parts of fedsim that a file imports; of fedsim itself, only its version."""
+    names = {name for name in imported(path) if name.startswith("fedsim.")}
+    return {name.split(".")[1] for name in names} - {"__version__"}
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=named)
+def test_a_file_imports_what_its_floor_may(path: Path) -> None:
+    part = part_of(path)
+    assert parts_imported(path) - MAY_IMPORT[part] - {part} == set()
+
+
+@pytest.mark.parametrize("app", APPS)
+def test_an_app_composes_its_own_side(app: str) -> None:
+    found = {part for path in FILES if part_of(path) == app for part in parts_imported(path)}
+    assert found - APPS[app] == set()
+
+
+def test_the_plan_is_of_parts_that_exist_and_allows_nothing_that_nobody_uses() -> None:
+    parts = {part_of(path) for path in LIBRARY}
+    assert parts == set(MAY_IMPORT)
+    compositions = ("vocabulary", "parts", "runs", "simulation", "study", "report", "cli")
+    for part in (*compositions, "federation", "__init__", "__main__"):
+        used = {p for path in LIBRARY if part_of(path) == part for p in parts_imported(path)}
+        assert MAY_IMPORT[part] - FOUNDATIONS - used - {"models", "data"} == set(), part
+
+
+def test_nobody_imports_the_command_line_or_the_apps() -> None:
+    for path in LIBRARY:
+        assert not libraries(path) & {"clients", "server", "tests", "benchmarks"}, path
+        if part_of(path) not in ("cli", "__main__"):
+            assert "cli" not in parts_imported(path), path
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_stays_where_it_is_at_home(library: str) -> None:
+    users = {part_of(path) for path in FILES if library in libraries(path)}
+    assert users <= HOMES[library]
+
+
+def test_what_reads_and_prints_needs_no_torch() -> None:
+    users = {part_of(path) for path in FILES if "torch" in libraries(path)}
+    assert users & WITHOUT_TORCH == set()
+    assert {"training", "models"} <= users
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_nothing_that_is_read_can_run_code(path: Path) -> None:
+    assert not libraries(path) & DANGEROUS_MODULES
+    assert not DANGEROUS & set(imported(path))
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Name):
+            assert node.id not in DANGEROUS_BUILTINS, node.lineno
+        elif isinstance(node, ast.Attribute):
+            assert ast.unparse(node) not in DANGEROUS, node.lineno
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert ast.unparse(node.value) == "False", node.lineno
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_everything_public_says_what_it_is(path: Path) -> None:
+    assert list(undocumented(tree(path), path.stem)) == []
+
+
+def undocumented(node: ast.Module | ast.ClassDef | ast.FunctionDef, name: str) -> Iterator[str]:
+    """Yield what is public in a module or class and has no docstring; functions hold no public."""
+    if ast.get_docstring(node) is None:
+        yield name
+    if isinstance(node, ast.FunctionDef):
+        return
+    for child in node.body:
+        if isinstance(child, ast.FunctionDef | ast.ClassDef) and not child.name.startswith("_"):
+            yield from undocumented(child, f"{name}.{child.name}")
+
+
+def test_importing_a_module_does_nothing() -> None:
+    """At the top of a file: no draws, no clocks, no environment, no logging set up."""
+    doing = {"random", "time", "environ", "basicConfig", "manual_seed", "set_num_threads"}
+    for path in FILES:
+        for statement in tree(path).body:
+            if isinstance(statement, ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom):
+                continue
+            calls = (node.func for node in ast.walk(statement) if isinstance(node, ast.Call))
+            names = {
+                part.attr if isinstance(part, ast.Attribute) else getattr(part, "id", "")
+                for call in calls
+                for part in ast.walk(call)
+            }
+            assert not names & doing, f"{path}:{statement.lineno}"

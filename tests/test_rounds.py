@@ -1,0 +1,552 @@
+"""Whole rounds through the real apps: what goes wrong at clients, and what becomes of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run as FlowerRun
+
+from fedsim import parts
+from fedsim.config import Experiment
+from fedsim.engine import InlineExecutor, Job, SimulationGrid
+from fedsim.engine.apps import SERVER_NODE_ID, assume_identity, load_server_app
+from fedsim.errors import RunFailed
+from fedsim.federation import sampling
+from fedsim.federation.rounds import RoundFailed, RoundOutcome, federated_rounds
+from fedsim.federation.sampling import locate_clients
+from fedsim.federation.strategy import make_aggregator
+from fedsim.ledger.read import Run, load
+from fedsim.measure.evaluation import evaluate
+from fedsim.simulation import SERVER_APP, app_directory
+from fedsim.training import load_arrays, read_arrays
+
+Make = Callable[..., Experiment]
+RunInline = Callable[..., Run]
+Fault = Callable[[Message], None]
+MODEL_BYTES = (64 * 8 + 8 + 8 * 10 + 10) * 4
+
+
+def spoiled(app: ClientApp, fault: Fault, *, clients: Iterable[int], first: int = 1) -> ClientApp:
+    """Return an app in which some clients' answers are spoiled, from one round on.
+
+    ``fault`` changes the good answer in place, or raises.
+    """
+    wrong = ClientApp()
+    bad = set(clients)
+
+    @wrong.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = app(message, context)
+        round = int(message.content.config_records["config"]["server-round"])
+        if context.node_config["partition-id"] in bad and round >= first:
+            fault(reply)
+        return reply
+
+    return wrong
+
+
+def raise_error(reply: Message) -> None:
+    raise OSError("the disk is full")
+
+
+def fill(value: float) -> Fault:
+    """Return what puts a value into the middle of the first array."""
+
+    def fault(reply: Message) -> None:
+        record = reply.content.array_records["arrays"]
+        array = record["dense1.weight"].numpy()
+        array[4, 7] = value
+        record["dense1.weight"] = Array(array)
+
+    return fault
+
+
+def transpose(reply: Message) -> None:
+    record = reply.content.array_records["arrays"]
+    record["output.weight"] = Array(record["output.weight"].numpy().T)
+
+
+def rename(reply: Message) -> None:
+    record = reply.content.array_records["arrays"]
+    record["classifier.weight"] = record.pop("output.weight")
+
+
+def garble(reply: Message) -> None:
+    record = reply.content.array_records["arrays"]
+    good = record["dense1.bias"]
+    record["dense1.bias"] = Array(good.dtype, good.shape, good.stype, good.data[:-3])
+
+
+def claim_nothing(reply: Message) -> None:
+    reply.content.metric_records["metrics"]["num-examples"] = 0
+
+
+def add_metric(reply: Message) -> None:
+    reply.content.metric_records["metrics"]["temperature"] = 36.6
+
+
+FAULTS: dict[str, tuple[Fault, str, str]] = {
+    "exception": (raise_error, "failed", "OSError: the disk is full"),
+    "nan": (fill(np.nan), "rejected", "arrays: dense1.weight holds NaN"),
+    "infinity": (fill(np.inf), "rejected", "arrays: dense1.weight holds infinity"),
+    "shape": (transpose, "rejected", "arrays: output.weight has shape (8, 10), not (10, 8)"),
+    "names": (rename, "rejected", "arrays: wrong names; missing ['output.weight']"),
+    "bytes": (garble, "rejected", "arrays: cannot be decoded"),
+    "no examples": (claim_nothing, "rejected", "metric num-examples = 0"),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_one_bad_client_is_written_down_and_left_out(
+    kind: str, make_experiment: Make, run_inline: RunInline, client_app: ClientApp
+) -> None:
+    fault, status, text = FAULTS[kind]
+    everybody = {"clients_per_round": 8}
+    run = run_inline(
+        make_experiment(server=everybody), spoiled(client_app, fault, clients=[3], first=2)
+    )
+    assert run.status == "completed"
+    assert run.rounds.clients_trained.tolist() == [8, 7, 7]
+    assert run.rounds.clients_failed.tolist() == [0, 1, 1]
+    bad = run.clients[run.clients.status != "ok"]
+    assert list(zip(bad["round"], bad.client, bad.status, strict=True)) == [
+        (2, 3, status),
+        (3, 3, status),
+    ]
+    assert bad.error.str.startswith(text).all()
+    assert run.clients.error.isna().sum() == 22
+    assert np.isfinite(run.rounds.test_loss).all()
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_figures_count_what_was_done(
+    kind: str, make_experiment: Make, run_inline: RunInline, client_app: ClientApp
+) -> None:
+    """Bytes and seconds of an update that was refused were spent all the same."""
+    fault, _, _ = FAULTS[kind]
+    run = run_inline(
+        make_experiment(server={"clients_per_round": 8}, experiment={"rounds": 1}),
+        spoiled(client_app, fault, clients=[3]),
+    )
+    replied = 7 if kind in ("exception", "no examples") else 8
+    row = run.rounds.iloc[0]
+    assert row.downlink_bytes == 8 * MODEL_BYTES
+    assert row.uplink_bytes == replied * MODEL_BYTES
+    assert run.clients.dense_bytes.count() == replied
+    assert row.cpu_seconds == pytest.approx(run.clients.cpu_seconds.sum(), rel=1e-12)
+    assert row.wall_seconds >= run.clients.wall_seconds.sum()
+
+
+def outcomes(
+    experiment: Experiment, app: ClientApp, choose: Callable[[int], list[int]]
+) -> list[RoundOutcome]:
+    """Run the rounds alone, with cohorts of our choice."""
+    grid = SimulationGrid(InlineExecutor(app), nodes=8, run_config=experiment.flat())
+    model = parts.initial_model(experiment)
+    arrays = read_arrays(model)
+    x, y = (torch.from_numpy(part) for part in parts.dataset(experiment).test())
+    return list(
+        federated_rounds(
+            grid,
+            make_aggregator(experiment, arrays, clients=8),
+            arrays,
+            first=1,
+            last=experiment.experiment.rounds,
+            choose=choose,
+            node_of=grid.node_of,
+            learning_rate=lambda round: 0.1,
+            evaluate=lambda arrays: evaluate(load_arrays(model, arrays), x, y),
+            evaluate_every=1,
+            timeout_seconds=60,
+        )
+    )
+
+
+STRATEGIES = ("fedavg", "fedavgm", "fedadam", "fedmedian", "krum", "bulyan", "qfedavg", "scaffold")
+ABSENT = [(kind, "fedavg") for kind in FAULTS] + [("nan", name) for name in STRATEGIES[1:]]
+
+
+@pytest.mark.parametrize(("kind", "strategy"), ABSENT)
+def test_a_bad_client_changes_no_bit_of_the_model(
+    kind: str, strategy: str, make_experiment: Make, client_app: ClientApp
+) -> None:
+    experiment = make_experiment(server={"strategy": strategy}, experiment={"rounds": 2})
+    app = spoiled(client_app, FAULTS[kind][0], clients=[3])
+    bad = outcomes(experiment, app, lambda round: [0, 1, 3, 5, 7])
+    absent = outcomes(experiment, client_app, lambda round: [0, 1, 5, 7])
+    assert [digest(one.arrays) for one in bad] == [digest(one.arrays) for one in absent]
+    assert [one.row.clients_failed for one in bad] == [1, 1]
+
+
+def test_an_extra_metric_changes_nothing(make_experiment: Make, client_app: ClientApp) -> None:
+    experiment = make_experiment()
+    app = spoiled(client_app, add_metric, clients=[3])
+    more = outcomes(experiment, app, lambda round: [0, 3, 5])
+    plain = outcomes(experiment, client_app, lambda round: [0, 3, 5])
+    assert [digest(one.arrays) for one in more] == [digest(one.arrays) for one in plain]
+    notes = [[row.error for row in one.clients] for one in more]
+    assert notes == [[None, "ignored metrics: temperature", None]] * 3
+    assert all(row.status == "ok" for one in more for row in one.clients)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "scaffold"])
+def test_a_round_without_any_update_fails_and_is_repeated(
+    strategy: str,
+    make_experiment: Make,
+    run_inline: RunInline,
+    client_app: ClientApp,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    tables = {"server": {"strategy": strategy}, "experiment": {"rounds": 4}}
+    experiment = make_experiment(**tables)
+    broken = spoiled(client_app, raise_error, clients=range(8), first=3)
+    with pytest.raises(RoundFailed, match="round 3: none of 4 clients gave a usable update"):
+        run_inline(experiment, broken)
+    failed = load(experiment.run.out)
+    assert (failed.status, failed.last_round) == ("failed", 2)
+    assert "4 x failed: OSError: the disk is full" in (failed.manifest.error or "")
+    last = failed.clients[failed.clients["round"] == 3]
+    assert last.status.tolist() == ["failed"] * 4
+
+    resumed = run_inline(make_experiment(**tables, run={"out": experiment.run.out, "resume": True}))
+    elsewhere = str(tmp_path_factory.mktemp("straight") / "run")
+    straight = run_inline(make_experiment(**tables, run={"out": elsewhere}))
+    assert (resumed.status, resumed.last_round) == ("completed", 4)
+    assert resumed.manifest.model_sha256 == straight.manifest.model_sha256
+    assert resumed.rounds.test_loss.tolist() == straight.rounds.test_loss.tolist()
+    assert resumed.clients.status.tolist() == ["ok"] * 16
+
+
+def test_the_commonest_reason_is_the_one_that_is_told(
+    make_experiment: Make, run_inline: RunInline, client_app: ClientApp
+) -> None:
+    app = spoiled(client_app, raise_error, clients=[2])
+    app = spoiled(app, claim_nothing, clients=[0, 1, 3, 4, 5, 6, 7])
+    text = "round 1: none of 8 clients gave a usable update; 7 x rejected: metric num-examples = 0"
+    with pytest.raises(RunFailed, match=text):
+        run_inline(make_experiment(server={"clients_per_round": 8}), app)
+
+
+def test_clients_that_take_too_long(make_experiment: Make, run_inline: RunInline) -> None:
+    experiment = make_experiment(server={"round_timeout_seconds": 1e-9})
+    with pytest.raises(RunFailed, match="4 x timeout: no reply within 1e-09 s"):
+        run_inline(experiment)
+    assert load(experiment.run.out).clients.status.tolist() == ["timeout"] * 4
+
+
+def test_too_few_updates_for_krum(
+    make_experiment: Make, run_inline: RunInline, client_app: ClientApp
+) -> None:
+    server = {"strategy": "krum", "clients_per_round": 8, "byzantine_clients": 2}
+    experiment = make_experiment(server=server)
+    app = spoiled(client_app, raise_error, clients=[0, 1], first=2)
+    with pytest.raises(RunFailed, match=r"round 2: krum needs 7 updates .* 6 could be used"):
+        run_inline(experiment, app)
+    run = load(experiment.run.out)
+    assert (run.status, run.last_round) == ("failed", 1)
+    assert run.clients[run.clients["round"] == 2].status.tolist() == ["failed"] * 2 + ["ok"] * 6
+
+
+DIVERGING: list[tuple[dict[str, dict[str, Any]], str]] = [
+    (
+        {"train": {"learning_rate": 1e30}},
+        r"none of 4 clients gave a usable update; 4 x rejected: arrays: \S+ holds NaN "
+        r"\(if training diverged, lower train.learning_rate\)",
+    ),
+    (
+        {"server": {"strategy": "fedavgm", "learning_rate": 1e36}},
+        "the test loss is nan; training diverged: lower train.learning_rate or server",
+    ),
+    (
+        {"server": {"strategy": "fedavgm", "learning_rate": 1e100}},
+        "the aggregated model is not finite in dense1.weight.*; training diverged: lower",
+    ),
+    (
+        {"server": {"strategy": "scaffold", "learning_rate": 1e300}},
+        "the aggregated model is not finite in dense1.weight.*; training diverged: lower",
+    ),
+]
+
+
+@pytest.mark.parametrize(("tables", "text"), DIVERGING)
+def test_a_diverging_run_fails_and_leaves_no_nan(
+    tables: dict[str, dict[str, Any]], text: str, make_experiment: Make, run_inline: RunInline
+) -> None:
+    experiment = make_experiment(**tables)
+    with pytest.raises(RoundFailed, match=text):
+        run_inline(experiment)
+    run = load(experiment.run.out)
+    assert run.status == "failed"
+    assert run.rounds.notna().all(axis=None)
+    assert all(np.isfinite(array).all() for array in run.arrays().values())
+    assert run.clients["round"].max() == run.last_round + 1  # those who show why
+
+
+def test_the_model_is_tested_now_and_then_and_at_the_end(
+    make_experiment: Make, run_inline: RunInline
+) -> None:
+    run = run_inline(make_experiment(experiment={"rounds": 5}, server={"evaluate_every": 2}))
+    assert run.rounds.test_accuracy.notna().tolist() == [False, True, False, True, True]
+    assert run.rounds.test_loss.notna().tolist() == [False, True, False, True, True]
+
+
+def test_everybody_may_take_part(make_experiment: Make, run_inline: RunInline) -> None:
+    run = run_inline(make_experiment(server={"clients_per_round": 8}))
+    assert run.clients.client.tolist() == list(range(8)) * 3
+
+
+def test_cohorts_are_those_of_the_seed(make_experiment: Make, run_inline: RunInline) -> None:
+    run = run_inline(make_experiment(experiment={"seed": 6}))
+    for round in (1, 2, 3):
+        chosen = run.clients[run.clients["round"] == round].client.tolist()
+        assert chosen == sampling.choose_clients(6, round, clients=8, cohort=4)
+
+
+def test_a_schedule_reaches_the_clients(
+    make_experiment: Make, run_inline: RunInline, client_app: ClientApp
+) -> None:
+    rates = []
+
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        rates.append(message.content.config_records["config"]["learning-rate"])
+        return client_app(message, context)
+
+    run_inline(make_experiment(train={"schedule": "linear", "learning_rate": 0.3}), app)
+    assert rates == pytest.approx([0.3] * 4 + [0.2] * 4 + [0.1] * 4, rel=1e-12)
+
+
+def test_layers_are_measured_where_asked(make_experiment: Make, run_inline: RunInline) -> None:
+    run = run_inline(make_experiment(measure={"level": "full"}, experiment={"rounds": 1}))
+    assert len(run.layers) == 4 * 4
+    squares = run.layers.update_norm**2
+    total = squares.groupby(run.layers.client).sum() ** 0.5
+    assert total.tolist() == pytest.approx(run.clients.update_norm.tolist(), rel=1e-12)
+
+
+class ForeignGrid(Grid):
+    """A grid as Flower's: node ids of its own, late nodes, and no view of the clients' state.
+
+    Node ``ids[p]`` holds partition p; it is there after ``late[p]`` looks.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        ids: list[int],
+        run_config: Mapping[str, Any],
+        late: Mapping[int, int] | None = None,
+    ) -> None:
+        assume_identity(1)
+        self._executor = InlineExecutor(app)
+        self._partition = {node: partition for partition, node in enumerate(ids)}
+        self._states = {node: RecordDict() for node in ids}
+        self._run_config = dict(run_config)
+        self._late = late or {}
+        self._asked: dict[str, int] = {}  # node by message
+        self.looks = 0
+
+    def set_run(self, run: FlowerRun) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> FlowerRun:
+        return FlowerRun.create_empty(1)
+
+    def create_message(self, *arguments: Any, **settings: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        self.looks += 1
+        nodes = sorted(self._partition)
+        return [n for n in nodes if self._late.get(self._partition[n], 1) <= self.looks]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        jobs = []
+        for message in messages:
+            node = message.metadata.dst_node_id
+            message_id = f"foreign-{len(self._asked)}"
+            self._asked[message_id] = node
+            message.metadata.__dict__["_message_id"] = message_id
+            context = Context(
+                run_id=1,
+                node_id=node,
+                node_config={
+                    "partition-id": self._partition[node],
+                    "num-partitions": len(self._partition),
+                },
+                state=self._states[node],
+                run_config=self._run_config,
+            )
+            jobs.append(Job(message, context, 0))
+        self._executor.submit(jobs)
+        return [job.message.metadata.message_id for job in jobs]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = []
+        while found := self._executor.collect(time.monotonic() + 60):
+            for outcome in found:
+                self._states[self._asked[outcome.message_id]] = outcome.state
+                replies.append(outcome.reply)
+        return replies
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        replies = list(self.pull_messages(self.push_messages(messages)))
+        random.Random(len(self._asked)).shuffle(replies)
+        return replies
+
+    @property
+    def asked(self) -> list[int]:
+        """The nodes that messages went to, one after another."""
+        return list(self._asked.values())
+
+
+def serve(experiment: Experiment, grid: Grid) -> Run:
+    """Run fedsim's ServerApp on a grid."""
+    context = Context(
+        run_id=1,
+        node_id=SERVER_NODE_ID,
+        node_config={},
+        state=RecordDict(),
+        run_config=experiment.flat(),
+    )
+    load_server_app(SERVER_APP, str(app_directory()))(grid=grid, context=context)
+    return load(experiment.run.out)
+
+
+NODES = [901, 17, 5550, 3, 42, 77_000_001, 8, 230]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_a_foreign_grid_gives_the_same_model(
+    strategy: str,
+    make_experiment: Make,
+    run_inline: RunInline,
+    client_app: ClientApp,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sampling, "POLL_SECONDS", 0.0)
+    own = run_inline(make_experiment(server={"strategy": strategy}))
+    elsewhere = str(tmp_path_factory.mktemp("foreign") / "run")
+    experiment = make_experiment(server={"strategy": strategy}, run={"out": elsewhere})
+    grid = ForeignGrid(client_app, NODES, experiment.flat(), late={2: 3, 5: 2})
+    foreign = serve(experiment, grid)
+    assert foreign.manifest.model_sha256 == own.manifest.model_sha256
+    assert foreign.rounds.test_loss.tolist() == own.rounds.test_loss.tolist()
+    assert foreign.clients.client.tolist() == own.clients.client.tolist()
+    assert grid.looks == 3
+    queries = grid.asked[: -3 * 4]
+    assert sorted(queries) == sorted(NODES)  # each node is asked until it has answered, not after
+
+
+def test_a_node_that_cannot_answer_yet_is_asked_again(
+    make_experiment: Make, client_app: ClientApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "POLL_SECONDS", 0.0)
+    tries = []
+    app = ClientApp()
+
+    @app.query("partition")
+    def query(message: Message, context: Context) -> Message:
+        if context.node_id == 3:
+            tries.append(1)
+            if len(tries) < 3:
+                raise RuntimeError("not yet")
+        return client_app(message, context)
+
+    grid = ForeignGrid(app, NODES, make_experiment().flat())
+    node_of = locate_clients(grid, 8, timeout_seconds=60)
+    assert [node_of(client) for client in range(8)] == NODES
+    assert len(tries) == 3
+
+
+def test_nodes_that_never_appear_are_counted(
+    make_experiment: Make, client_app: ClientApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "POLL_SECONDS", 0.0)
+    never = {2: 10**9, 6: 10**9}
+    grid = ForeignGrid(client_app, NODES, make_experiment().flat(), late=never)
+    with pytest.raises(RunFailed) as failure:
+        locate_clients(grid, 8, timeout_seconds=0.02)
+    assert str(failure.value) == (
+        "2 of 8 clients never appeared (the first: partition 2); start as many nodes as "
+        "data.clients, or set data.clients to the 6 that are there"
+    )
+
+
+def test_fedsims_own_grid_is_not_asked(client_app: ClientApp) -> None:
+    app = ClientApp()  # would answer a query with an error
+    grid = SimulationGrid(InlineExecutor(app), nodes=3)
+    node_of = locate_clients(grid, 3, timeout_seconds=0)
+    assert [node_of(client) for client in range(3)] == [1, 2, 3]
+
+
+def test_state_that_a_grid_cannot_restore_is_not_lost_in_silence(
+    make_experiment: Make, run_inline: RunInline, client_app: ClientApp
+) -> None:
+    scaffold = {"server": {"strategy": "scaffold"}}
+    experiment = make_experiment(**scaffold)
+    with pytest.raises(RunFailed):
+        run_inline(experiment, spoiled(client_app, raise_error, clients=range(8), first=2))
+    again = make_experiment(**scaffold, run={"out": experiment.run.out, "resume": True})
+    with pytest.raises(RunFailed, match="cannot restore; resume it with fedsim run --resume"):
+        serve(again, ForeignGrid(client_app, NODES, again.flat()))
+
+
+def test_an_error_in_the_name_of_another_node(make_experiment: Make, client_app: ClientApp) -> None:
+    """What Flower says when a node dies: an error with the id of another node."""
+    experiment = make_experiment(experiment={"rounds": 1})
+
+    class Dying(ForeignGrid):
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            messages = list(messages)
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            dead = next((m for m in messages if m.metadata.message_type == "train"), None)
+            if dead is None:
+                return replies
+            error = Message(Error(code=5, reason="node unavailable"), reply_to=dead)
+            error.metadata.__dict__["_src_node_id"] = 1
+            answered = dead.metadata.message_id
+            return [error] + [r for r in replies if r.metadata.reply_to_message_id != answered]
+
+    run = serve(experiment, Dying(client_app, NODES, experiment.flat()))
+    first, *others = sampling.choose_clients(0, 1, clients=8, cohort=4)
+    assert run.clients.client.tolist() == [first, *others]
+    assert run.clients.status.tolist() == ["failed", "ok", "ok", "ok"]
+    assert run.clients.error.tolist()[0] == "node unavailable"
+
+
+def test_metrics_are_left_alone(make_experiment: Make, run_inline: RunInline) -> None:
+    """Every client's figures are in the ledger as the client gave them."""
+    run = run_inline(make_experiment(experiment={"rounds": 1}))
+    partition = parts.partition(make_experiment())
+    sizes = [len(partition.indices(client)) for client in run.clients.client]
+    assert run.clients.examples.tolist() == sizes
+    assert run.clients.steps.tolist() == [-(-size // 32) for size in sizes]
+    assert (run.clients.update_norm > 0).all()
+    assert (run.clients.loss_first_step > 0).all()

@@ -1,0 +1,447 @@
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError, RunFailed
+from fedsim.ledger.read import load
+from fedsim.study.design import Cell, Study, read_study
+from fedsim.study.execute import CellResult, run_cells
+from fedsim.vocabulary import vocabulary
+
+CLI = Callable[..., Any]
+NAMES = vocabulary()
+BASE = """
+[experiment]
+rounds = 2
+seed = 4
+[data]
+clients = 5
+[model]
+width = 8
+[server]
+clients_per_round = 2
+[engine]
+name = "inline"
+"""
+AXIS = '"model.activation" = ["relu", "tanh"]'
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a study file beside its base."""
+    (tmp_path / "base.toml").write_text(BASE)
+
+    def write(*lines: str, axes: str = AXIS) -> Path:
+        path = tmp_path / "small.toml"
+        path.write_text("\n".join(['base = "base.toml"', *lines, "[axes]", axes]))
+        return path
+
+    return write
+
+
+def read(path: Path, *overrides: str) -> Study:
+    return read_study(path, overrides, vocabulary=NAMES)
+
+
+# The file.
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("", ["base: must name an experiment file"]),
+        ("base = 3", ["base: must name an experiment file"]),
+        ('base = "base.toml"\naxis = 3', ["axis: unknown key; did you mean 'axes'?"]),
+        ('base = "base.toml"\naxes = 3', ["axes: must be a table of keys and lists"]),
+        (
+            'base = "base.toml"\n[axes]\n"model.activaton" = ["relu"]',
+            ["axes.model.activaton: unknown key; did you mean 'model.activation'?"],
+        ),
+        (
+            'base = "base.toml"\n[axes]\n"measure.x" = [1]',
+            ["axes.measure.x: unknown key; valid: measure.level"],
+        ),
+        (
+            'base = "base.toml"\n[axes]\n"model.width" = 5',
+            ["axes.model.width = 5: must be a list of values"],
+        ),
+        (
+            'base = "base.toml"\n[axes]\n"model.width" = []',
+            ["axes.model.width = []: must be a list of values"],
+        ),
+        (
+            'base = "base.toml"\n[axes]\n"model.width" = [5, 6, 5]',
+            ["axes.model.width = [5, 6, 5]: names a value twice"],
+        ),
+        (
+            'base = "base.toml"\n[axes]\n"experiment.seed" = [1, 2]',
+            ["axes.experiment.seed: seeds are no axis; use seeds = [...]"],
+        ),
+        (
+            'base = "base.toml"\n[axes]\n"engine.workers" = [1, 2]',
+            ["axes.engine.workers: changes no result, so it is no axis; use -s engine.workers=..."],
+        ),
+        *(
+            (
+                f'base = "base.toml"\nseeds = {seeds}',
+                [f"seeds = {shown}: must be a number of at least 1, or a list of seeds"],
+            )
+            for seeds, shown in (
+                ("0", "0"),
+                ("true", "True"),
+                ("1.5", "1.5"),
+                ("[]", "[]"),
+                ("[-1]", "[-1]"),
+                ("[1, true]", "[1, True]"),
+                ('"three"', "'three'"),
+            )
+        ),
+        *(
+            (
+                f'base = "base.toml"\ntargets = {targets}',
+                [f"targets = {shown}: must be test accuracies, above 0 and at most 1"],
+            )
+            for targets, shown in (
+                ("0", "0"),
+                ("[0.5, 1.5]", "[0.5, 1.5]"),
+                ("[nan]", "[nan]"),
+                ('["0.9"]', "['0.9']"),
+                ("true", "True"),
+            )
+        ),
+        (
+            "seeds = 0\ntargets = 2\nfoo = 1\n",
+            [
+                "foo: unknown key; valid: axes, base, seeds, targets",
+                "seeds = 0: must be a number of at least 1, or a list of seeds",
+                "targets = 2: must be test accuracies, above 0 and at most 1",
+                "base: must name an experiment file",
+            ],
+        ),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_every_problem(
+    tmp_path: Path, text: str, lines: list[str]
+) -> None:
+    (tmp_path / "base.toml").write_text(BASE)
+    path = tmp_path / "small.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read(path)
+    assert caught.value.problems == tuple(f"{path}: {line}" for line in lines)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    with pytest.raises(ConfigError, match=r"small\.toml: no such file"):
+        read(path)
+    path.write_text('base = "gone.toml"')
+    with pytest.raises(ConfigError, match=r"gone\.toml: no such file"):
+        read(path)
+    (tmp_path / "gone.toml").write_text("[")
+    with pytest.raises(ConfigError, match=r"gone\.toml: not valid TOML"):
+        read(path)
+
+
+def test_an_override_of_an_axis_would_mislabel_the_arms(write: Callable[..., Path]) -> None:
+    path = write()
+    with pytest.raises(ConfigError) as caught:
+        read(path, "model.activation=gelu")
+    assert caught.value.problems == (
+        f"{path}: -s model.activation=gelu: is an axis of this study; change [axes] instead",
+    )
+
+
+def test_the_problems_of_all_cells_are_told_at_once_and_each_once(
+    write: Callable[..., Path],
+) -> None:
+    path = write(axes='"model.activation" = ["rellu", "tahn", "gelu"]\n"model.depth" = [1, 2]')
+    with pytest.raises(ConfigError) as caught:
+        read(path, "data.clients=1", "oops")
+    assert caught.value.problems == (
+        "-s oops: write it as table.key=value",
+        "model.activation = 'rellu': unknown; did you mean 'relu'?",
+        "server.clients_per_round = 2: more than data.clients = 1",
+        "model.activation = 'tahn': unknown; did you mean 'tanh'?",
+    )
+
+
+# The cells.
+
+
+def test_the_cells_are_the_product_of_the_axes_seed_by_seed(write: Callable[..., Path]) -> None:
+    study = read(write("seeds = [9, 3, 9]", axes=f'{AXIS}\n"train.learning_rate" = [0.1, 1]'))
+    assert study.name == "small"
+    assert study.axes == ("model.activation", "train.learning_rate")
+    assert study.seeds == (3, 9)
+    arms = list(itertools.product(["relu", "tanh"], [0.1, 1]))
+    assert [(cell.seed, *(value for _, value in cell.arm)) for cell in study.cells] == [
+        (seed, *arm) for seed in (3, 9) for arm in arms
+    ]
+    for cell in study.cells:
+        activation, rate = (value for _, value in cell.arm)
+        e = cell.experiment
+        assert (e.model.activation, e.train.learning_rate) == (activation, rate)
+        assert e.experiment.seed == cell.seed
+        assert e.data.clients == 5
+    assert study.cells[1].label == "relu, 1"
+    assert study.cells[1].folder == Path("activation=relu,learning_rate=1", "seed-3")
+
+
+@pytest.mark.parametrize(
+    ("line", "override", "expected"),
+    [
+        ("seeds = 2", (), (4, 5)),  # from the base's on
+        ("seeds = 2", ("experiment.seed=7",), (7, 8)),
+        ("seeds = [1]", (), (1,)),
+        ("", (), (4, 5, 6)),
+    ],
+)
+def test_seeds_are_a_number_or_a_list(
+    write: Callable[..., Path], line: str, override: tuple[str, ...], expected: tuple[int, ...]
+) -> None:
+    study = read(write(line), *override)
+    assert study.seeds == expected
+    assert [cell.experiment.experiment.seed for cell in study.cells] == [
+        seed for seed in expected for _ in ("relu", "tanh")
+    ]
+
+
+def test_a_study_without_axes_is_its_base_over_seeds(write: Callable[..., Path]) -> None:
+    study = read(write("targets = 0.8", axes=""))
+    assert [cell.label for cell in study.cells] == ["base"] * 3
+    assert study.cells[0].folder == Path("base", "seed-4")
+    assert study.targets == (0.8,)
+    assert read(write(axes="")).targets == (0.9,)
+
+
+def test_axes_may_be_nested_tables(write: Callable[..., Path]) -> None:
+    assert read(write(axes="[axes.model]\nwidth = [4, 5]")).axes == ("model.width",)
+
+
+values = st.lists(st.one_of(st.text(), st.integers(), st.floats(), st.booleans()), max_size=3)
+
+
+@given(values, values)
+def test_unlike_arms_have_unlike_folders_one_level_down(one: list[Any], other: list[Any]) -> None:
+    def folder(values: list[Any]) -> Path:
+        keys = ("data.path", "data.label", "train.decay")
+        arm = tuple(zip(keys, values, strict=False))
+        return Cell(arm=arm, seed=0, experiment=Experiment()).folder
+
+    assert len(folder(one).parts) == 2
+    assert folder(one).parts[0] not in (".", "..")
+    assert (folder(one) == folder(other)) == (list(map(str, one)) == list(map(str, other)))
+
+
+# Running them.
+
+
+def labels(results: list[CellResult]) -> list[tuple[str, int]]:
+    return [(result.cell.label, result.cell.seed) for result in results]
+
+
+def test_a_cell_that_fails_is_recorded_while_the_others_go_on(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    study = read(write("seeds = 2"))
+    asked: list[Experiment] = []
+
+    def execute(cell: Cell, experiment: Experiment) -> None:
+        asked.append(experiment)
+        if (cell.label, cell.seed) == ("tanh", 4):
+            raise RunFailed("no client answered")
+
+    results = list(run_cells(study, tmp_path / "out", execute))
+    assert labels(results) == [("relu", 4), ("tanh", 4), ("relu", 5), ("tanh", 5)]
+    assert [result.error for result in results] == [None, "no client answered", None, None]
+    assert [Path(e.run.out) for e in asked] == [result.directory for result in results]
+    assert not any(e.run.resume for e in asked)
+
+
+def test_a_programming_error_is_not_taken_for_a_run_that_failed(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    def execute(cell: Cell, experiment: Experiment) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(run_cells(read(write()), tmp_path / "out", execute))
+
+
+# The command.
+
+
+def test_a_study_ends_with_its_arms_side_by_side(
+    cli: CLI, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    answer = cli("study", write("seeds = 2", "targets = [0.1, 0.9999]"))
+    assert answer.code == 0
+    head, _, relu, tanh, *_, done, where = answer.out.rstrip().splitlines()[1:]
+    names = ("activation", "test accuracy", "rounds to 10%", "rounds to 99.99%", "client CPU")
+    assert re.split(" {2,}", head.strip()) == [*names, "uplink"]
+    for line, name in ((relu, "relu"), (tanh, "tanh")):
+        assert line.split()[0] == name
+        assert line.count("% +- ") == 1
+        assert "0 of 2 seeds" in line  # 99.99 % is not reached
+        assert "1.0" in line.split()
+    assert done.startswith("4 of 4 runs complete, ")
+    assert where == "runs: runs/small"
+    first, *progress = answer.err.splitlines()
+    assert first == "small: 4 runs, starting the inline engine"
+    assert [line.partition("  ")[0] for line in progress] == [
+        f"[{n}/4] {label}, seed {seed}: round {round}/2"
+        for n, (seed, label) in enumerate(itertools.product((4, 5), ("relu", "tanh")), 1)
+        for round in (1, 2)
+    ]
+    assert sorted(
+        p.relative_to(tmp_path / "runs").as_posix() for p in tmp_path.rglob("seed-*")
+    ) == [f"small/activation={label}/seed-{seed}" for label in ("relu", "tanh") for seed in (4, 5)]
+
+
+def test_a_study_as_one_json_document(cli: CLI, write: Callable[..., Path]) -> None:
+    path = write("seeds = [0, 1]", "targets = [0.1, 0.9999]")
+    answer = cli("study", path, "--out", "s", "--format", "json", "-q")
+    assert (answer.code, answer.err) == (0, "")
+    document = answer.json
+    assert set(document) == {"study", "out", "cells", "failed", "arms"}
+    assert (document["study"], document["out"], document["failed"]) == ("small", "s", [])
+    assert [(c["arm"], c["seed"]) for c in document["cells"]] == [
+        ({"model.activation": label}, seed) for seed in (0, 1) for label in ("relu", "tanh")
+    ]
+    for cell in document["cells"]:
+        assert cell["model_sha256"] == load(cell["run"]).manifest.model_sha256
+        assert cell["status"] == "completed"
+    assert [arm["arm"] for arm in document["arms"]] == ["relu", "tanh"]
+    for arm in document["arms"]:
+        accuracies = [
+            c["test_accuracy"]
+            for c in document["cells"]
+            if c["arm"] == {"model.activation": arm["arm"]}
+        ]
+        assert arm["test_accuracy"]["values"] == accuracies
+        assert arm["test_accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
+        assert arm["rounds_to_0.1"]["values"] == [1.0, 1.0]
+        assert arm["rounds_to_0.9999"] == {"mean": None, "deviation": None, "values": [None, None]}
+
+
+def test_seeds_that_are_added_run_alone(cli: CLI, write: Callable[..., Path]) -> None:
+    first = cli("study", write("seeds = 1"), "--format", "json").json
+    again = cli("study", write("seeds = 1"))
+    assert again.code == 0
+    assert again.err == ""  # no engine was started, no round was run
+    assert "2 of 2 runs complete, 2 of them were there already, " in again.out
+    more = cli("study", write("seeds = 3"), "--format", "json")
+    assert [line.partition("  ")[0] for line in more.err.splitlines()[1:]] == [
+        f"[{n}/6] {label}, seed {seed}: round {round}/2"
+        for n, (seed, label) in enumerate(itertools.product((4, 5, 6), ("relu", "tanh")), 1)
+        if seed > 4
+        for round in (1, 2)
+    ]
+    assert more.json["cells"][:2] == first["cells"]
+    assert len(more.json["cells"]) == 6
+
+
+class Interrupt(logging.Handler):
+    """Presses Ctrl-C after so many rounds."""
+
+    def __init__(self, rounds: int) -> None:
+        super().__init__()
+        self.left = rounds
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def test_a_study_that_was_interrupted_goes_on_where_it_stood(
+    cli: CLI, write: Callable[..., Path]
+) -> None:
+    path = write("seeds = 1")
+    whole = cli("study", path, "--out", "whole", "--format", "json").json
+    logger, interrupt = logging.getLogger("flwr.fedsim"), Interrupt(rounds=3)
+    logger.addHandler(interrupt)
+    try:
+        answer = cli("study", path, "--out", "s")
+    finally:
+        logger.removeHandler(interrupt)
+    assert (answer.code, answer.out) == (130, "")
+    runs = cli("ls", "s", "--format", "json").json
+    assert [(run["status"], run["rounds"]) for run in runs] == [
+        ("completed", 2),
+        ("interrupted", 1),
+    ]
+    answer = cli("study", path, "--out", "s", "--format", "json")
+    assert answer.code == 0
+    assert [line.partition("  ")[0] for line in answer.err.splitlines()[1:]] == [
+        "[2/2] tanh, seed 4: round 2/2"
+    ]
+    assert [cell["model_sha256"] for cell in answer.json["cells"]] == [
+        cell["model_sha256"] for cell in whole["cells"]
+    ]
+
+
+def test_a_run_that_fails_is_told_and_tried_again(cli: CLI, write: Callable[..., Path]) -> None:
+    path = write("seeds = 1", axes='"train.learning_rate" = [0.1, 1e30, 0.2]')
+    for _ in range(2):
+        answer = cli("study", path, "--format", "json")
+        assert answer.code == 1
+        assert [cell["arm"]["train.learning_rate"] for cell in answer.json["cells"]] == [0.1, 0.2]
+        (failed,) = answer.json["failed"]
+        assert failed["arm"] == {"train.learning_rate": 1e30}
+        assert failed["seed"] == 4
+        assert failed["error"].startswith("round 1: none of 2 clients gave a usable update")
+        assert answer.err.splitlines()[-1] == f"error: {failed['run']}: {failed['error']}"
+        arms = {arm["arm"]: arm["test_accuracy"]["values"] for arm in answer.json["arms"]}
+        assert (len(arms["0.1"]), arms["1e+30"], len(arms["0.2"])) == (1, [], 1)
+    assert load(failed["run"]).manifest.resumed
+    text = cli("study", path).out
+    assert "2 of 3 runs complete, 2 of them were there already" in text
+
+
+def test_a_directory_of_another_study_is_refused_before_anything_runs(
+    cli: CLI, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    cli("study", write("seeds = 1"), "--out", "s")
+    answer = cli("study", write("seeds = 2"), "--out", "s", "-s", "experiment.rounds=3")
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.splitlines() == [
+        "error: s/activation=relu/seed-4 is of another study; choose another --out, "
+        "or restore the settings:",
+        "error:   experiment.rounds: 2 -> 3",
+    ]
+    assert sorted(path.name for path in (tmp_path / "s").rglob("seed-*")) == ["seed-4"] * 2
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ('"model.activation" = ["rellu"]', "model.activation = 'rellu'"),
+        ('"data.clients" = [5, 5000]', "data.clients"),  # which only the data shows
+    ],
+)
+def test_no_cell_runs_while_one_of_them_cannot(
+    cli: CLI, write: Callable[..., Path], tmp_path: Path, axes: str, message: str
+) -> None:
+    answer = cli("study", write(axes=axes))
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_shipped_study_is_valid() -> None:
+    study = read(Path(__file__).parents[1] / "configs" / "activations.toml")
+    assert len(study.cells) == 15
+    assert json.dumps([cell.arm for cell in study.cells])
