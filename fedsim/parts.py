@@ -21,9 +21,9 @@ def dataset(experiment: Experiment) -> Dataset:
     return _dataset(experiment.data, experiment.run.data_dir)
 
 
-@lru_cache(maxsize=2)
 def _dataset(table: DataTable, directory: str) -> Dataset:
-    return data.load_dataset(
+    # Only what decides the examples: runs that deal them otherwise share them all the same.
+    return _load(
         table.dataset,
         directory=directory,
         path=table.path,
@@ -34,6 +34,9 @@ def _dataset(table: DataTable, directory: str) -> Dataset:
         missing=table.missing,
         standardize=table.standardize,
     )
+
+
+_load = lru_cache(maxsize=2)(data.load_dataset)
 
 
 def partition(experiment: Experiment) -> Partition:

@@ -67,7 +67,7 @@ def open_engine(experiment: Experiment) -> Executor:
         AppSource(CLIENT_APP, str(app_directory())),
         workers=engine.workers,
         address=engine.address,
-        gpus=0.0 if engine.device == "cpu" else 1.0 / max(engine.workers, 1),
+        gpu=engine.device == "cuda",
     )
 
 

@@ -97,8 +97,10 @@ def test_flwr_run_gives_the_model_of_fedsim_run(superlink_home, tmp_path):
     assert manifest["status"] == "completed", manifest["error"]
 
     ours = subprocess.run(
-        [str(Path(scripts) / "fedsim"), "run", str(config), "--format", "json", "-q"]
-        + ["--out", str(tmp_path / "ours"), "-s", "engine.name=inline"],
+        [
+            *(str(Path(scripts) / "fedsim"), "run", str(config), "--format", "json", "-q"),
+            *("--out", str(tmp_path / "ours"), "-s", "engine.name=inline"),
+        ],
         env=environment,
         cwd=tmp_path,
         capture_output=True,

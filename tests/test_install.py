@@ -56,8 +56,10 @@ def test_the_installed_command_runs_in_an_empty_directory(wheel, tmp_path):
     flags = [part for setting in settings for part in ("-s", setting)]
     for engine in ("inline", "ray"):
         done = subprocess.run(
-            [str(home / "bin" / "fedsim"), "run", *flags, "-s", f"engine.name={engine}", "-q"]
-            + ["--out", engine, "--format", "json"],
+            [
+                *(str(home / "bin" / "fedsim"), "run", *flags, "-s", f"engine.name={engine}"),
+                *("-q", "--out", engine, "--format", "json"),
+            ],
             cwd=empty,
             env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
             capture_output=True,

@@ -31,6 +31,7 @@ from fedsim.engine.worker import Record, copy_record, delivered, run_job
 from fedsim.errors import EngineError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+START_SECONDS = 120.0
 ATTEMPTS = 3  # a client that outlived so many workers is given up
 CHUNKS_AHEAD = 2  # chunks handed to a worker before it has finished the first: hides the latency
 CHUNKS_PER_WORKER = 8  # so that workers finish together ...
@@ -106,12 +107,13 @@ class RayExecutor:
     """A pool of workers on this machine, or on the cluster at ``address``."""
 
     def __init__(
-        self, source: AppSource, *, workers: int = 0, address: str = "", gpus: float = 0.0
+        self, source: AppSource, *, workers: int = 0, address: str = "", gpu: bool = False
     ) -> None:
         self._count = workers or os.cpu_count() or 1
         self._owns_ray = start_ray(self._count, address)
         register_array_serializer()
-        self._actor_class = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
+        share = 1.0 / self._count if gpu else 0.0
+        self._actor_class = ray.remote(num_cpus=1, num_gpus=share)(Worker)
         self._source = source
         self._queue: deque[Chunk] = deque()
         self._outcomes: list[Outcome] = []
@@ -122,12 +124,22 @@ class RayExecutor:
         return self._actor_class.remote(self._source)
 
     def _await_workers(self) -> None:
+        ready = [handle.actor.ready.remote() for handle in self._handles]
+        done, waiting = ray.wait(ready, num_returns=len(ready), timeout=START_SECONDS)
         try:
-            ray.get([handle.actor.ready.remote() for handle in self._handles])
+            ray.get(done)
         except RayError as error:
             self.close()
             cause = getattr(error, "cause", None) or error
             raise EngineError(f"the workers could not start: {cause}") from error
+        if waiting:
+            cpus = sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+            self.close()
+            raise EngineError(
+                f"{len(waiting)} of {self._count} workers found no place within "
+                f"{START_SECONDS:g} s; Ray has {cpus:g} CPUs in all: lower engine.workers, or "
+                "free some"
+            )
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Pack jobs into chunks and hand out as many as the workers take."""

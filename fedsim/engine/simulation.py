@@ -19,7 +19,7 @@ from fedsim.errors import EngineError
 
 
 def open_executor(
-    name: str, source: AppSource, *, workers: int = 0, address: str = "", gpus: float = 0.0
+    name: str, source: AppSource, *, workers: int = 0, address: str = "", gpu: bool = False
 ) -> Executor:
     """Return an executor by name, ready to run clients of one app.
 
@@ -28,7 +28,7 @@ def open_executor(
         source: the ClientApp.
         workers: Ray worker processes; 0 means one per core.
         address: an existing Ray cluster to join; empty starts Ray on this machine.
-        gpus: share of a GPU that each worker takes.
+        gpu: the workers share a GPU.
 
     Raises:
         EngineError: Ray cannot be started or reached, or the app cannot be loaded.
@@ -45,7 +45,7 @@ def open_executor(
         os.environ.setdefault(variable, value)
     from fedsim.engine.pool import RayExecutor  # Ray is not imported where nobody asks for it
 
-    return RayExecutor(source, workers=workers, address=address, gpus=gpus)
+    return RayExecutor(source, workers=workers, address=address, gpu=gpu)
 
 
 def run_server_app(

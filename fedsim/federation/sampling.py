@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from fedsim.flower import PARTITION
 from fedsim.randomness import stream
 
 POLL_SECONDS = 1.0
+
+log = logging.getLogger("flwr.fedsim")
 
 
 def choose_clients(seed: int, round: int, *, clients: int, cohort: int) -> list[int]:
@@ -45,6 +48,7 @@ def locate_clients(grid: Grid, clients: int, *, timeout_seconds: float) -> Calla
         missing = set(range(clients)) - found.keys()
         if not missing:
             return found.__getitem__
+        log.info("waiting for %d of %d clients", len(missing), clients)
         if time.monotonic() > deadline:
             raise RunFailed(
                 f"{len(missing)} of {clients} clients never appeared (the first: partition "
