@@ -18,7 +18,7 @@ test: $(READY)  ## run every test, those with Ray, Flower's runtime and installa
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)  ## run the unit tests alone
-	$(BIN)/python -m pytest -m "not ray and not flower and not install"
+	$(BIN)/python -m pytest -m "not slow and not ray and not flower and not install"
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -55,6 +55,7 @@ def kill_somewhere(command: list[str], out: Path, moment: random.Random) -> bool
     return alive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fedadam", "scaffold"])
 def test_ten_kills_at_random_moments_change_no_bit(strategy, tmp_path):
     experiment = ["-s", "experiment.rounds=60", "-s", f"server.strategy={strategy}"]

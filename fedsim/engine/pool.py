@@ -133,7 +133,7 @@ class RayExecutor:
             cause = getattr(error, "cause", None) or error
             raise EngineError(f"the workers could not start: {cause}") from error
         if waiting:
-            cpus = sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])
+            cpus = sum(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
             self.close()
             raise EngineError(
                 f"{len(waiting)} of {self._count} workers found no place within "
