@@ -278,7 +278,8 @@ def test_three_rounds_follow_the_formula(name: str, make: Callable[[str], Aggreg
     for round in (1, 2, 3):
         expected = CASES[name].formula(flat(arrays), models(round), EXAMPLES, memory)
         arrays = step(aggregator, round, arrays)
-        np.testing.assert_allclose(flat(arrays), expected, rtol=2e-7, atol=1e-7)
+        # Summed in float64 and rounded once, so the last bit is right too.
+        assert flat(arrays).tolist() == expected.astype(np.float32).tolist()
         assert list(arrays) == list(SHAPES)
         for key, array in arrays.items():
             assert array.dtype == np.float32
@@ -370,13 +371,8 @@ def test_an_outlier_is_withstood(name: str, make: Callable[[str], Aggregator]) -
 TOO_FEW = [
     ("krum", {"byzantine_clients": 1}, 4, "krum needs 5 updates"),
     ("multikrum", {"byzantine_clients": 1}, 4, "multikrum needs 5 updates"),
-    # Of six, five selected would include a hostile one.
-    (
-        "multikrum",
-        {"byzantine_clients": 2, "selected_clients": 5},
-        6,
-        "multikrum needs 7 updates",
-    ),
+    # Five selected of five would include the hostile one.
+    ("multikrum", {"byzantine_clients": 1, "selected_clients": 5}, 5, "multikrum needs 6 updates"),
     ("bulyan", {"byzantine_clients": 1}, 6, "bulyan needs 7 updates"),
 ]
 

@@ -102,7 +102,7 @@ def batches(
     examples: int, *, batch_size: int, epochs: int, steps: int, rng: np.random.Generator
 ) -> Iterator[Tensor]:
     """Yield the indices of each mini-batch: whole passes in random order, or so many steps."""
-    size = min(batch_size, examples) if batch_size else examples
+    size = batch_size or examples
     per_epoch = -(-examples // size)
     total = steps or epochs * per_epoch
     for step in range(total):
