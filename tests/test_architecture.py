@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "simulation": {*FOUNDATIONS, "engine", "parts"},
     "study": {*FOUNDATIONS, "ledger", "runs"},
     "report": {"units", "ledger", "measure"},
-    "cli": {*FOUNDATIONS, "ledger", "report", "study", "runs", "simulation", "vocabulary"},
+    "cli": {*FOUNDATIONS, "data", "ledger", "report", "study", "runs", "simulation", "vocabulary"},
     # "import fedsim" gives these two at first use.
     "__init__": {"engine", "ledger"},
     "__main__": {"cli"},

@@ -10,7 +10,7 @@ from itertools import accumulate
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -46,6 +46,7 @@ def test_rounds_to_target_by_hand(
 curves = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(curves, st.floats(0, 1), st.data())
 def test_rounds_to_target_inverts_the_monotone_curve(
     accuracy: list[float], target: float, data: st.DataObject
@@ -64,6 +65,7 @@ def test_rounds_to_target_inverts_the_monotone_curve(
         assert reached == rounds[0]
 
 
+@settings(deadline=None)
 @given(curves, st.floats(0, 1), st.floats(0, 1))
 def test_a_higher_target_never_takes_fewer_rounds(
     accuracy: list[float], one: float, other: float

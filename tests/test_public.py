@@ -78,37 +78,40 @@ def test_the_columns_of_the_ledger(row: type, columns: str) -> None:
     assert [field.name for field in dataclasses.fields(row)] == columns.split()
 
 
+def options(command: click.Command, words: str = "") -> dict[str, list[str]]:
+    """Return the options of every command by the words that call it."""
+    inner = command.commands if isinstance(command, click.Group) else {}
+    mine = sorted(max(p.opts, key=len) for p in command.params if isinstance(p, click.Option))
+    found = {words.strip(): mine}
+    for word, below in inner.items():
+        found |= options(below, f"{words} {word}")
+    return found
+
+
 def test_the_commands() -> None:
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
-    options = {
-        name: sorted(
-            max(parameter.opts, key=len)
-            for parameter in command.params
-            if isinstance(parameter, click.Option)
-        )
-        for name, command in group.commands.items()
-    }
-    assert options == {
+    assert options(typer.main.get_command(app)) == {
+        "": ["--version"],
         "run": ["--data-dir", "--format", "--out", "--quiet", "--resume", "--set"],
         "study": ["--data-dir", "--format", "--out", "--quiet", "--set"],
         "ls": ["--format"],
         "export": ["--out", "--overwrite", "--to"],
+        "data": [],
+        "data fetch": ["--data-dir", "--from"],
     }
 
 
-def test_the_exit_codes() -> None:
+def test_the_errors_and_their_exit_codes() -> None:
     codes = {
-        error.__name__: error.exit_code
+        error.__name__: (error.__base__.__name__, error.exit_code)
         for error in vars(errors).values()
         if isinstance(error, type) and issubclass(error, errors.FedsimError)
     }
     assert codes == {
-        "FedsimError": 1,
-        "ConfigError": 2,
-        "DataError": 2,
-        "EngineError": 1,
-        "RunFailed": 1,
-        "LedgerError": 1,
-        "RunExists": 2,
+        "FedsimError": ("Exception", 1),
+        "ConfigError": ("FedsimError", 2),
+        "DataError": ("FedsimError", 2),
+        "EngineError": ("FedsimError", 1),
+        "RunFailed": ("FedsimError", 1),
+        "LedgerError": ("FedsimError", 1),
+        "RunExists": ("LedgerError", 2),
     }

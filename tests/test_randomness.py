@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.federation.sampling import choose_clients
@@ -22,6 +22,7 @@ def draws(seed: int, purpose: str, round: int, client: int) -> list[int]:
     return generator.integers(0, 2**64, size=4, dtype=np.uint64).tolist()
 
 
+@settings(deadline=None)
 @given(keys, keys)
 def test_streams_are_equal_exactly_where_their_keys_are(
     one: tuple[int, str, int, int], other: tuple[int, str, int, int]
@@ -77,6 +78,7 @@ def test_global_generators_have_no_say() -> None:
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**40), round=st.integers(1, 1000), data=st.data())
 def test_cohorts_are_distinct_sorted_clients(seed: int, round: int, data: st.DataObject) -> None:
     clients = data.draw(st.integers(1, 60))

@@ -6,6 +6,7 @@ the clients' models, n their examples and F their losses at w.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,7 +182,7 @@ def identity() -> None:
 
 
 @pytest.fixture
-def make(make_experiment: Callable[..., Experiment]) -> Callable[[str], Aggregator]:
+def make(make_experiment: Callable[..., Experiment]) -> Callable[..., Aggregator]:
     """Return a function from a strategy's name to an aggregator with the settings of its row."""
     usual = named(np.zeros(SIZE))
 
@@ -272,7 +273,7 @@ def bits(arrays: dict[str, np.ndarray]) -> dict[str, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)
-def test_three_rounds_follow_the_formula(name: str, make: Callable[[str], Aggregator]) -> None:
+def test_three_rounds_follow_the_formula(name: str, make: Callable[..., Aggregator]) -> None:
     aggregator, memory = make(name), Memory()
     arrays = named(np.linspace(-1, 1, SIZE))
     for round in (1, 2, 3):
@@ -287,7 +288,7 @@ def test_three_rounds_follow_the_formula(name: str, make: Callable[[str], Aggreg
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)
-def test_the_order_of_replies_changes_no_bit(name: str, make: Callable[[str], Aggregator]) -> None:
+def test_the_order_of_replies_changes_no_bit(name: str, make: Callable[..., Aggregator]) -> None:
     results = []
     for order in (range(7), range(6, -1, -1), (3, 0, 6, 2, 5, 1, 4)):
         aggregator = make(name)
@@ -298,7 +299,7 @@ def test_the_order_of_replies_changes_no_bit(name: str, make: Callable[[str], Ag
 
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_a_restored_strategy_goes_on_with_the_same_bits(
-    name: str, make: Callable[[str], Aggregator]
+    name: str, make: Callable[..., Aggregator]
 ) -> None:
     straight, arrays = make(name), named(np.linspace(-1, 1, SIZE))
     for round in (1, 2):
@@ -321,7 +322,7 @@ REMEMBERS = {"fedavgm", "fedadam", "fedyogi", "fedadagrad", "scaffold"}  # from 
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)
-def test_what_is_remembered(name: str, make: Callable[[str], Aggregator]) -> None:
+def test_what_is_remembered(name: str, make: Callable[..., Aggregator]) -> None:
     """A strategy with a memory that is not in its state would not survive a resume."""
     aggregator, arrays = make(name), named(np.linspace(-1, 1, SIZE))
     arrays = step(aggregator, 1, arrays)
@@ -340,7 +341,7 @@ def what_a_round_shows(
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)
-def test_restoring_nothing_is_a_fresh_start(name: str, make: Callable[[str], Aggregator]) -> None:
+def test_restoring_nothing_is_a_fresh_start(name: str, make: Callable[..., Aggregator]) -> None:
     fresh, restored, arrays = make(name), make(name), named(np.linspace(-1, 1, SIZE))
     restored.restore(fresh.state())
     assert bits(step(restored, 1, arrays)) == bits(step(fresh, 1, arrays))
@@ -348,7 +349,7 @@ def test_restoring_nothing_is_a_fresh_start(name: str, make: Callable[[str], Agg
 
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_neither_the_old_model_nor_the_updates_are_changed(
-    name: str, make: Callable[[str], Aggregator]
+    name: str, make: Callable[..., Aggregator]
 ) -> None:
     aggregator, arrays = make(name), named(np.linspace(-1, 1, SIZE))
     before = bits(arrays)
@@ -360,11 +361,22 @@ def test_neither_the_old_model_nor_the_updates_are_changed(
 
 
 @pytest.mark.parametrize("name", ["krum", "multikrum", "bulyan", "fedmedian", "fedtrimmedavg"])
-def test_an_outlier_is_withstood(name: str, make: Callable[[str], Aggregator]) -> None:
+def test_an_outlier_is_withstood(name: str, make: Callable[..., Aggregator]) -> None:
     honest = np.delete(models(1), OUTLIER, axis=0)
     result = flat(step(make(name), 1, named(np.zeros(SIZE))))
     assert np.all(result >= honest.min(axis=0) - 1e-6)
     assert np.all(result <= honest.max(axis=0) + 1e-6)
+
+
+@pytest.mark.parametrize("name", AGGREGATORS)
+def test_no_strategy_collects_garbage(
+    name: str, make: Callable[..., Aggregator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower frees records with a full collection for each client, a fifth of a second a time."""
+    collections: list[object] = []
+    monkeypatch.setattr(gc, "collect", lambda *generation: collections.append(generation))
+    step(make(name), 1, named(np.zeros(SIZE)))
+    assert collections == []
 
 
 # (strategy, settings, updates that are too few, what is said)

@@ -10,16 +10,13 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-import click
 import typer
 
 from fedsim import __version__
+from fedsim.cli import data, runs, study
 from fedsim.cli import run as run_command
-from fedsim.cli import runs, study
 from fedsim.cli.command import Command
 from fedsim.errors import FedsimError
-
-INTERRUPTED = 130  # what shells expect after Ctrl-C
 
 app = typer.Typer(
     name="fedsim",
@@ -35,6 +32,9 @@ app.command("run", cls=Command)(run_command.run)
 app.command("study", cls=Command)(study.study)
 app.command("ls", cls=Command)(runs.ls)
 app.command("export", cls=Command)(runs.export)
+data_app = typer.Typer(help="Get datasets.", no_args_is_help=True)
+data_app.command("fetch", cls=Command)(data.fetch)
+app.add_typer(data_app, name="data")
 
 
 @app.callback(invoke_without_command=True)
@@ -50,16 +50,11 @@ def options(
 def main() -> None:
     """Run the command and leave with an honest exit code.
 
-    0: done. 1: the run failed. 2: it cannot run as written. 130: interrupted.
+    0: done. 1: the run failed. 2: it cannot run as written. 130: interrupted, as typer says it.
     """
     signal.signal(signal.SIGTERM, terminate)
     try:
-        sys.exit(app(prog_name="fedsim", standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(INTERRUPTED)
+        app(prog_name="fedsim")
     except FedsimError as error:
         for line in str(error).splitlines():
             typer.secho(f"error: {line}", fg="red", err=True)

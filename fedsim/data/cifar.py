@@ -18,6 +18,7 @@ from fedsim.errors import DataError
 
 SHAPE = (3, 32, 32)
 RECORD_BYTES = 1 + 3 * 32 * 32
+UNPACKED = "cifar-10-batches-bin"  # the folder in the published archive
 FILES = (*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin")
 CLASSES = (
     "airplane",
@@ -42,10 +43,11 @@ def read_cifar10(source: Source) -> Dataset:
         DataError: a file is missing or corrupt.
     """
     folder = source.directory / source.dataset
-    unpacked = folder / "cifar-10-batches-bin"
+    unpacked = folder / UNPACKED
     with reading(folder):
         chosen = unpacked if unpacked.exists() else folder
     paths = find_files(
+        source,
         chosen,
         FILES,
         hint="They come in the binary version, cifar-10-binary.tar.gz. ",

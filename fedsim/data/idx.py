@@ -54,7 +54,7 @@ def read_images(source: Source, class_names: tuple[str, ...]) -> Dataset:
         DataError: a file is missing, corrupt, or does not fit the others.
     """
     folder = source.directory / source.dataset
-    paths = find_files(folder, FILES)
+    paths = find_files(source, folder, FILES)
     x_train, y_train = _read_part(paths[0], paths[1], len(class_names))
     x_test, y_test = _read_part(paths[2], paths[3], len(class_names))
     if x_train.shape[1:] != x_test.shape[1:]:

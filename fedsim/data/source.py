@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import shlex
 import sys
+import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,11 +53,12 @@ def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache")
 
 
-def find_files(folder: Path, names: Sequence[str], *, hint: str = "") -> list[Path]:
+def find_files(source: Source, folder: Path, names: Sequence[str], *, hint: str = "") -> list[Path]:
     """Return the path of each file in ``folder``, plain or, failing that, with ``.gz`` appended.
 
     Args:
-        folder: the dataset's own folder.
+        source: asks for a dataset that can be fetched.
+        folder: where its files lie in the data directory.
         names: file names that all have to be there.
         hint: a sentence for the error that says where the files come from.
 
@@ -71,10 +74,11 @@ def find_files(folder: Path, names: Sequence[str], *, hint: str = "") -> list[Pa
         ]
     missing = [name for name, path in zip(names, found, strict=True) if path is None]
     if missing:
+        directory = shlex.quote(str(source.directory))
         raise DataError(
             f"{folder}: missing {', '.join(missing)} (each plain or .gz). {hint}"
-            "Put them there, or name another data directory with run.data_dir, --data-dir or "
-            "FEDSIM_DATA_DIR"
+            f"Fetch them: fedsim data fetch {source.dataset} --data-dir {directory}; or put them "
+            "there, or name another data directory with run.data_dir, --data-dir or FEDSIM_DATA_DIR"
         )
     return [path for path in found if path is not None]
 
@@ -101,7 +105,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise DataError(f"{path}: truncated or corrupt ({error}); fetch the file again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
