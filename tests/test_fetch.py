@@ -248,12 +248,13 @@ def test_progress_counts_bytes_up_to_the_size(
     mnist: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "CHUNK_BYTES", 40)
-    mnist.answers["t10k-labels-idx1-ubyte.gz"] = partial(send_unannounced, body=idx(2))
+    *_, last = MNIST
+    mnist.answers[last] = partial(send_unannounced, body=MNIST[last])
     told: dict[str, list[tuple[int, int | None]]] = {}
     fetched("mnist", tmp_path, advance=lambda name, *at: told.setdefault(name, []).append(at))
     size = len(MNIST[IMAGES])
     assert told[IMAGES] == [(min(at + 40, size), size) for at in range(0, size, 40)]
-    assert told["t10k-labels-idx1-ubyte.gz"] == [(len(idx(2)), None)]
+    assert told[last] == [(len(MNIST[last]), None)]
 
 
 # What goes wrong: each leaves the files that are complete, and nothing else.

@@ -150,7 +150,6 @@ class FlowerAggregator:
         self._kind = FLOWER_STRATEGIES[self._name]
         self._minimum = self._kind.minimum(experiment.server)
         self._strategy: Any = self._kind.build(
-            train_metrics_aggr_fn=lambda records, key: MetricRecord(),
             min_train_nodes=1,
             min_available_nodes=1,
             **self._kind.arguments(experiment),
