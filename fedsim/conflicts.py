@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -105,7 +106,7 @@ def byzantine_conflicts(e: Experiment) -> Iterator[Conflict]:
 
 
 def execution_conflicts(e: Experiment) -> Iterator[Conflict]:
-    """Yield what the engine cannot do, and a resume of nothing."""
+    """Yield what the engine cannot do, a name that is no directory's, and a resume of nothing."""
     engine = e.engine
     if engine.name == "inline" and engine.workers > 1:
         yield (
@@ -122,6 +123,13 @@ def execution_conflicts(e: Experiment) -> Iterator[Conflict]:
         yield (
             ("engine.workers", "engine.address", "engine.name"),
             "engine.workers = 0: say how many workers to place on the cluster at engine.address",
+        )
+    name = e.experiment.name
+    if not re.fullmatch(r"\w[\w .+=-]*", name):
+        yield (
+            ("experiment.name",),
+            f"experiment.name = {name!r}: names a directory too; use letters, digits, spaces and "
+            ". _ + - =",
         )
     if e.run.resume and not e.run.out:
         yield (

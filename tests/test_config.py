@@ -78,6 +78,8 @@ def valid_values(key: str) -> st.SearchStrategy[Any]:
             allow_nan=False,
             allow_infinity=False,
         )
+    if key == "experiment.name":
+        return st.from_regex(r"\w[\w .+=-]*", fullmatch=True)
     names = sorted(NAMES.get(key, limits["choices"]))
     return st.sampled_from(names) if names else st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -375,6 +377,12 @@ CONFLICTS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"engine.workers": 2},
     ),
     (
+        {"experiment.name": "../elsewhere"},
+        "experiment.name = '../elsewhere': names a directory too; use letters, digits, spaces "
+        "and . _ + - =",
+        {"experiment.name": "a run.2"},
+    ),
+    (
         {"run.resume": True},
         'run.out = "": run.resume = true needs the directory to continue',
         {"run.out": "runs/a"},
@@ -466,8 +474,8 @@ def test_a_key_that_is_wrong_brings_no_second_problem(
         ("experiment.name=2026", "2026"),
         ("experiment.name=true", "true"),
         ("experiment.name=a=b", "a=b"),
-        ("experiment.name=", ""),
-        ("experiment.name='", "'"),
+        ("run.out=", ""),
+        ("run.out='", "'"),
         ("experiment.rounds=5", 5),
         ("train.learning_rate=1e-3", 0.001),
         ("train.learning_rate=2", 2.0),

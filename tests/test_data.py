@@ -254,7 +254,8 @@ def test_missing_files_are_named_with_the_ways_to_set_the_directory(
 ) -> None:
     text = message(name, tmp_path)
     files = MNIST_FILES if name == "mnist" else CIFAR_FILES
-    for words in (str(tmp_path / name), "run.data_dir", "--data-dir", "FEDSIM_DATA_DIR", *files):
+    fetch = f"fedsim data fetch {name} --data-dir {tmp_path}"
+    for words in (str(tmp_path / name), fetch, "run.data_dir", "FEDSIM_DATA_DIR", *files):
         assert words in text
     first, *others = files
     write(tmp_path / name, dict.fromkeys(others, b""))

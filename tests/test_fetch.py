@@ -438,6 +438,17 @@ def test_a_run_without_its_dataset_names_the_command_that_fetches_it(
     assert files(tmp_path / "my data" / "mnist") == MNIST
 
 
+def test_a_tilde_is_the_same_directory_to_every_command(
+    cli: CLI, mnist: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves it as it is in ``--data-dir=~/data``."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = tmp_path / "home" / "data" / "mnist"
+    answer = cli("run", "-s", "data.dataset=mnist", "--data-dir=~/data")
+    assert answer.err.startswith(f"error: {folder}: missing")
+    assert cli("data", "fetch", "mnist", "--data-dir=~/data").out == f"{folder}\n"
+
+
 def test_the_command_says_in_a_line_what_went_wrong(cli: CLI, server: Server) -> None:
     answer = cli("data", "fetch", "mnist", "--data-dir", "data", "--from", server.url)
     assert (answer.code, answer.out) == (2, "")

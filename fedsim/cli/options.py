@@ -40,5 +40,5 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 def with_data_directory(settings: list[str] | None, directory: Path | None) -> list[str]:
     """Return the overrides with the data directory among them."""
-    chosen = [] if directory is None else [f"run.data_dir={directory.absolute()}"]
+    chosen = [] if directory is None else [f"run.data_dir={directory.expanduser().absolute()}"]
     return [*(settings or []), *chosen]

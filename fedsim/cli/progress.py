@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,8 +21,7 @@ class RoundHandler(logging.Handler):
     def __init__(self, title: str = "") -> None:
         super().__init__()
         self._title = title
-        self._started = time.monotonic()
-        self._first: int | None = None
+        self._pace: float | None = None  # seconds a round
         self._accuracy: float | None = None
         self._loss: float | None = None
         self._failures = 0
@@ -43,19 +42,29 @@ class RoundHandler(logging.Handler):
 
     def describe(self, row: RoundRow, rounds: int) -> str:
         """Say how the run stands: loss, accuracy, speed, time left, failures."""
-        if self._first is None:
-            self._first = row.round
         if row.test_accuracy is not None:
             self._accuracy, self._loss = row.test_accuracy, row.test_loss
         self._failures += row.clients_failed
-        done = row.round - self._first + 1
-        left = (time.monotonic() - self._started) / done * (rounds - row.round)
+        left = self.pace(row) * (rounds - row.round)
         rate = row.clients_trained / row.wall_seconds if row.wall_seconds else 0.0
         text = (
             f"loss {units.shown(self._loss)}  accuracy {units.shown(self._accuracy, units.percent)}"
             f"  {rate:.0f} clients/s  {units.seconds(left)} left"
         )
         return f"{text}  {self._failures} failed" if self._failures else text
+
+    def pace(self, row: RoundRow) -> float:
+        """Return the seconds a round takes, the latest counting most.
+
+        The first round of a process, in which workers load what they need, says nothing about
+        those that follow, and is forgotten at once.
+        """
+        if self._pace is None:
+            self._pace = math.inf
+            return row.wall_seconds
+        old = row.wall_seconds if math.isinf(self._pace) else self._pace
+        self._pace = 0.8 * old + 0.2 * row.wall_seconds
+        return self._pace
 
 
 class BarHandler(RoundHandler):

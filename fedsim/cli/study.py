@@ -110,8 +110,11 @@ def show_study(
         for label in labels
     ]
     if output is OutputFormat.text:
-        show(
-            arms_table(", ".join(axis.rpartition(".")[2] for axis in plan.axes), arms, plan.targets)
+        axes = ", ".join(axis.rpartition(".")[2] for axis in plan.axes)
+        show(arms_table(axes, arms, plan.targets))
+        typer.echo(
+            f"mean +- standard deviation over {len(plan.seeds)} seeds; client CPU is measured "
+            "(training alone), uplink is counted (dense payload)"
         )
         return
     cells = [
