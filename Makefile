@@ -1,6 +1,6 @@
 # `make` lists what there is. The first target that needs it makes .venv and installs into it.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
