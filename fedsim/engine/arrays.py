@@ -46,11 +46,17 @@ class SharedArray(Array):
     def __reduce__(self) -> tuple[Any, ...]:
         return Array, (self.dtype, self.shape, self.stype, self.data)
 
+    def parts(self) -> tuple[str, tuple[int, ...], str, pickle.PickleBuffer]:
+        """Return what travels; the bytes stay where they are until Ray copies them."""
+        return self.dtype, self.shape, self.stype, pickle.PickleBuffer(self.__dict__["_view"])
+
 
 def register_array_serializer() -> None:
     """Tell Ray, in this process, to send and receive arrays that way."""
-    ray.util.register_serializer(
-        Array,
-        serializer=lambda a: (a.dtype, a.shape, a.stype, pickle.PickleBuffer(a.data)),
-        deserializer=lambda parts: SharedArray(parts[0], tuple(parts[1]), *parts[2:]),
-    )
+    for kind, parts in {
+        Array: lambda a: (a.dtype, a.shape, a.stype, pickle.PickleBuffer(a.data)),
+        SharedArray: SharedArray.parts,
+    }.items():
+        ray.util.register_serializer(
+            kind, serializer=parts, deserializer=lambda received: SharedArray(*received)
+        )

@@ -34,7 +34,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 START_SECONDS = 120.0
 ATTEMPTS = 3  # a client that outlived so many workers is given up
 CHUNKS_AHEAD = 2  # chunks handed to a worker before it has finished the first: hides the latency
-CHUNKS_PER_WORKER = 8  # so that workers finish together ...
+CHUNKS_PER_WORKER = 4  # so that workers finish together ...
 LARGEST_CHUNK = 16  # ... and a client that hangs takes few others with it
 
 
@@ -111,6 +111,7 @@ class RayExecutor:
     ) -> None:
         self._count = workers or os.cpu_count() or 1
         self._owns_ray = start_ray(self._count, address)
+        keep_freed_memory()
         register_array_serializer()
         share = 1.0 / self._count if gpu else 0.0
         self._actor_class = ray.remote(num_cpus=1, num_gpus=share)(Worker)
@@ -241,11 +242,11 @@ def start_ray(workers: int, address: str) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep large blocks for the next client instead of returning them.
+    """Tell glibc to keep large blocks of this process for the next client.
 
-    Every client allocates and frees arrays of the model's size. By default each one is fresh
-    pages from the kernel, whose faults cost more than the copy itself (a quarter of the round
-    in ``benchmarks/dispatch.py``).
+    Every client allocates and frees arrays of the model's size, here and in the driver. By
+    default each one is fresh pages from the kernel, whose faults cost more than the copy itself
+    (a quarter of the round in ``benchmarks/dispatch.py``).
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
