@@ -39,7 +39,10 @@ def prepare(experiment: Experiment) -> Experiment:
     cohort = experiment.server.clients_per_round
     if cohort > clients:
         raise ConfigError(
-            [f"server.clients_per_round = {cohort}: the data comes from {clients} clients"]
+            [
+                f"server.clients_per_round = {cohort}: the data comes from {clients} clients; "
+                f"set {clients} or less"
+            ]
         )
     parts.initial_model(experiment)
     check_device(experiment.engine.device)
