@@ -165,7 +165,7 @@ BAD_ARRAYS: dict[str, tuple[Callable[[RecordDict], None], str]] = {
     "zip": (with_bytes(b"PK\x03\x04rubbish"), "arrays: cannot be decoded: .+"),
     "npz": (with_bytes(npz()), "arrays: w is not an array"),
     "library": (
-        with_array("w", Array("float32", (3, 2), "another.library", GOOD)),
+        with_array("w", Array("float32", (3, 2), "another.format", GOOD)),
         "arrays: cannot be decoded: .+",
     ),
 }
