@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -217,3 +219,31 @@ def test_a_worker_killed_in_a_run_leaves_the_bits_as_they_were(reference, tmp_pa
     finally:
         executor.close()
     assert dataclasses.asdict(load(tmp_path / "run").manifest)["status"] == "completed"
+
+
+def test_an_existing_cluster_is_joined_and_left_running(reference, tmp_path):
+    script = """
+import subprocess, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+try:
+    done = subprocess.run([*sys.argv[1:], "-s", f"engine.address={cluster.address}"])
+    print("ALIVE", len([n for n in cluster.list_all_nodes() if n.any_processes_alive()]))
+finally:
+    cluster.shutdown()
+sys.exit(done.returncode)
+"""
+    command = [str(Path(sys.executable).parent / "fedsim"), "run", "-q", "--format", "json"]
+    command += [part for setting in SETTINGS for part in ("-s", setting)]
+    command += ["-s", "engine.workers=2", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command], capture_output=True, text=True, timeout=110
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "ALIVE 1" in done.stdout
+    assert load(tmp_path / "run").manifest.model_sha256 == reference["fedavg"]
+
+
+def test_an_address_that_nobody_listens_at_is_an_error_at_once():
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:1.*check the address"):
+        open_executor("ray", AppSource.of(ClientApp()), workers=1, address="127.0.0.1:1")

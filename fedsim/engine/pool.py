@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import socket
 import sys
 import time
 from collections import deque
@@ -31,6 +32,7 @@ from fedsim.engine.worker import Record, copy_record, delivered, run_job
 from fedsim.errors import EngineError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+CONNECT_SECONDS = 10.0
 START_SECONDS = 120.0
 ATTEMPTS = 3  # a client that outlived so many workers is given up
 CHUNKS_AHEAD = 2  # chunks handed to a worker before it has finished the first: hides the latency
@@ -233,12 +235,24 @@ def start_ray(workers: int, address: str) -> bool:
     if not address:
         options["include_dashboard"] = False
     try:
+        if address:
+            knock(address)
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address!r}" if address else "Ray on this machine"
         remedy = "check the address" if address else 'use engine.name = "inline"'
         raise EngineError(f"{where} could not be reached: {error}; {remedy}") from error
     return True
+
+
+def knock(address: str) -> None:
+    """Raise an OSError if nobody listens at ``host:port``; Ray would try for minutes.
+
+    Other forms of address (``auto``, ``ray://...``) are left to Ray.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def keep_freed_memory() -> None:
