@@ -137,14 +137,36 @@ class EngineTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UpdateTable:
+    """How updates are compressed before they are sent, and the model before it comes down."""
+
+    codec: str = setting("none", "none, float16, int8, topk, drive")
+    coder: str = setting(
+        "none", "lossless stage behind the codec", choices=("none", "zstd", "entropy")
+    )
+    zstd_level: int = setting(3, "coder = zstd: effort", low=1, high=22)
+    topk_fraction: float = setting(0.1, "topk: share of the coordinates sent", above=0, high=1)
+    error_feedback: bool = setting(True, "topk: what was not sent is added to the next update")
+    downlink: str = setting(
+        "none", "how the model comes down", choices=("none", "float16", "int8")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasureTable:
-    """How much is measured."""
+    """How much is measured. The model's bits are the same whatever is chosen here."""
 
     level: str = setting(
         "light",
-        "light: a row per client and round; full: also a row per layer",
-        choices=("light", "full"),
+        "off: clocks and losses alone; light: what needs no extra pass over the data; full: all",
+        choices=("off", "light", "full"),
     )
+    full_every: int = setting(0, "takes level full in every so many rounds; 0: never", low=0)
+    device: str = setting("", "a device profile, by name or as a .toml file: modelled figures")
+    energy: str = setting(
+        "none", "rapl: the processor's own energy counter", choices=("none", "rapl")
+    )
+    calibrate: bool = setting(False, "times the activations on this machine before the start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +187,7 @@ class Experiment:
     model: ModelTable = ModelTable()
     train: TrainTable = TrainTable()
     server: ServerTable = ServerTable()
+    update: UpdateTable = UpdateTable()
     engine: EngineTable = EngineTable()
     measure: MeasureTable = MeasureTable()
     run: RunTable = RunTable()
@@ -189,6 +212,7 @@ TABLES: dict[str, Any] = {
     "model": ModelTable,
     "train": TrainTable,
     "server": ServerTable,
+    "update": UpdateTable,
     "engine": EngineTable,
     "measure": MeasureTable,
     "run": RunTable,

@@ -1,17 +1,43 @@
-"""What is measured, as typed rows. Field names are the ledger's columns and carry their units."""
+"""What is measured, as typed rows. Field names are the ledger's columns and carry their units.
+
+Every figure says what it is, and a test holds ``docs/measures.md`` equal to what stands here:
+
+- *counted*: computed exactly from sizes, steps or the model's own numbers. The same on every
+  machine, as far as training gives the same bits there.
+- *measured*: from this machine's clocks and counters, under the conditions beside it.
+- *modelled*: computed from counted figures and a device profile.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal
 
 ClientStatus = Literal["ok", "failed", "rejected", "timeout"]
 RunStatus = Literal["running", "completed", "failed", "interrupted"]
+Kind = Literal["counted", "measured", "modelled"]
+Phase = Literal["before", "after", "global"]
+
+# Who the ``client`` of a row about the global model is: no partition has this number.
+SERVER = -1
+
+
+def figure(kind: Kind, *, signed: bool = False) -> Any:
+    """Declare a figure that may be missing. Unless it is ``signed`` it is finite and at least 0.
+
+    A signed figure may be any number, also infinite or NaN where training diverged.
+    """
+    return field(default=None, metadata={"kind": kind, "signed": signed})
+
+
+def figures(row: type) -> dict[str, Field[Any]]:
+    """Return the figures of a row by name; its keys and texts are none."""
+    return {f.name: f for f in fields(row) if "kind" in f.metadata}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientRow:
-    """One client in one round. Figures are None where the client did not deliver them.
+    """One client in one round. Figures are None where nobody asked for them or none came.
 
     ``status`` is ``ok`` (aggregated), ``failed`` (the client raised, or its worker died),
     ``rejected`` (its update was refused) or ``timeout`` (no reply in time); ``error`` says why.
@@ -19,46 +45,128 @@ class ClientRow:
 
     round: int
     client: int
-    examples: int | None = None  # counted
-    steps: int | None = None  # counted: optimiser steps taken
-    loss_first_step: float | None = None  # mean cross-entropy of the first mini-batch
-    loss_last_step: float | None = None  # mean cross-entropy of the last mini-batch
-    cpu_seconds: float | None = None  # measured: thread CPU time of local training alone
-    wall_seconds: float | None = None  # measured: wall time of local training alone
-    dense_bytes: int | None = None  # counted: arrays sent to the server x bytes per element
-    update_norm: float | None = None  # Euclidean norm of (local - global) parameters
+
+    # What it did.
+    examples: int | None = figure("counted")
+    steps: int | None = figure("counted")  # of the optimiser
+    examples_processed: int | None = figure("counted")  # summed over the steps' batches
+    loss_first_step: float | None = figure("counted", signed=True)  # of the first mini-batch
+    loss_last_step: float | None = figure("counted", signed=True)  # of the last mini-batch
+    loss_before: float | None = figure("counted", signed=True)  # on all of the client's data
+    loss_after: float | None = figure("counted", signed=True)
+    accuracy_after: float | None = figure("counted")
+
+    # Arithmetic of the local training.
+    train_flops: int | None = figure("counted")  # matrix products and convolutions
+    bias_flops: int | None = figure("counted")
+    optimizer_flops: int | None = figure("counted")
+    activation_elements: int | None = figure("counted")
+    compare_ops: int | None = figure("counted")  # these four: of the activations
+    multiply_add_ops: int | None = figure("counted")
+    division_ops: int | None = figure("counted")
+    transcendental_ops: int | None = figure("counted")
+
+    # Clocks: CPU of the training thread, and wall. The first pair is the local training alone.
+    cpu_seconds: float | None = figure("measured")
+    wall_seconds: float | None = figure("measured")
+    data_cpu_seconds: float | None = figure("measured")
+    data_wall_seconds: float | None = figure("measured")
+    serialization_cpu_seconds: float | None = figure("measured")
+    serialization_wall_seconds: float | None = figure("measured")
+    evaluation_cpu_seconds: float | None = figure("measured")
+    evaluation_wall_seconds: float | None = figure("measured")
+    measuring_cpu_seconds: float | None = figure("measured")
+    measuring_wall_seconds: float | None = figure("measured")
+
+    # Conditions of the training's clocks.
+    threads: int | None = figure("measured")
+    cohort: int | None = figure("measured")  # clients trained together in one call
+    waiting_seconds: float | None = figure("measured")  # ready to run, and no core free
+    others_cpu_seconds: float | None = figure("measured")  # all other processes, meanwhile
+
+    # Memory.
+    saved_bytes: int | None = figure("counted")  # for backward, in one full step
+    model_bytes: int | None = figure("counted")
+    gradient_bytes: int | None = figure("counted")
+    optimizer_bytes: int | None = figure("counted")
+    peak_memory_bytes: int | None = figure("measured")  # of the process, above its baseline
+
+    # What went up (the update), and what came down (the model).
+    dense_bytes: int | None = figure("counted")
+    wire_bytes: int | None = figure("counted")
+    compressed_bytes: int | None = figure("counted")
+    downlink_dense_bytes: int | None = figure("counted")
+    downlink_wire_bytes: int | None = figure("counted")
+    zero_fraction: float | None = figure("counted")
+    zero_fraction_without_blank: float | None = figure("counted")
+    top_1_percent_energy: float | None = figure("counted")
+    top_10_percent_energy: float | None = figure("counted")
+    entropy_bits: float | None = figure("counted")
+    codec_error: float | None = figure("counted")  # |sent - meant| / |meant|
+    update_norm: float | None = figure("counted", signed=True)
+    drift_cosine: float | None = figure("counted", signed=True)
+    gradient_ratio_before: float | None = figure("counted", signed=True)
+    gradient_ratio_after: float | None = figure("counted", signed=True)
+
+    # On the device of ``measure.device``.
+    modelled_seconds: float | None = figure("modelled")
+    modelled_joules: float | None = figure("modelled")
+
     status: ClientStatus = "ok"
     error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerRow:
-    """One parameter tensor of one client's update in one round (``measure.level = "full"``)."""
+    """One layer of one client's network in one round (``measure.level = "full"``).
+
+    A layer is what has parameters, with the activation that follows it; ``phase`` is ``before``
+    or ``after`` the local training, or ``global`` for the round's new model on the test data,
+    whose ``client`` is ``SERVER``.
+    """
 
     round: int
     client: int
     layer: str
-    parameters: int  # counted
-    update_norm: float  # Euclidean norm of this tensor's part of the update
+    phase: Phase
+    parameters: int | None = figure("counted")
+    zero_fraction: float | None = figure("counted")  # of the activation's outputs
+    dead_fraction: float | None = figure("counted")  # of its units
+    saturated_fraction: float | None = figure("counted")  # of its outputs, if it is bounded
+    preactivation_mean: float | None = figure("counted", signed=True)
+    preactivation_std: float | None = figure("counted", signed=True)
+    gradient_norm: float | None = figure("counted", signed=True)  # of the layer's parameters
+    update_norm: float | None = figure("counted", signed=True)  # phase "after"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundRow:
     """One round of the federation.
 
-    ``uplink_bytes`` and ``downlink_bytes`` are counted dense payloads: elements x bytes each,
-    without framing. Accuracy and loss are None in rounds that ``server.evaluate_every`` skips.
+    ``uplink_bytes`` and ``downlink_bytes`` are the serialised messages of all clients. Accuracy
+    and loss are None in rounds that ``server.evaluate_every`` skips.
     """
 
     round: int
-    test_accuracy: float | None
-    test_loss: float | None
+    test_accuracy: float | None = figure("counted")
+    test_loss: float | None = figure("counted", signed=True)
     clients_trained: int
     clients_failed: int
-    uplink_bytes: int
-    downlink_bytes: int
-    cpu_seconds: float  # measured: sum over the clients' local training
-    wall_seconds: float  # measured: the whole round, with dispatch, aggregation and evaluation
+    uplink_bytes: int | None = figure("counted")
+    downlink_bytes: int | None = figure("counted")
+    uplink_dense_bytes: int | None = figure("counted")
+    downlink_dense_bytes: int | None = figure("counted")
+    train_flops: int | None = figure("counted")  # summed over the clients
+    cpu_seconds: float | None = figure("measured")  # local training, summed over the clients
+    wall_seconds: float | None = figure("measured")  # dispatch, aggregation, evaluation too
+    package_joules: float | None = figure("measured")  # of the whole processor, by RAPL
+
+    # The arrays that came down, one copy (``measure.level = "full"``).
+    model_compressed_bytes: int | None = figure("counted")
+    model_zero_fraction: float | None = figure("counted")
+    model_top_1_percent_energy: float | None = figure("counted")
+    model_top_10_percent_energy: float | None = figure("counted")
+    model_entropy_bits: float | None = figure("counted")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,3 +204,5 @@ class Manifest:
     resumed: tuple[str, ...] = ()  # when
     # By time of resumption: what was no longer as at first, by field.
     changed: dict[str, dict[str, object]] = field(default_factory=dict)
+    # Figures that were asked for and stay blank, and why.
+    blanks: dict[str, str] = field(default_factory=dict)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def run(tmp_path: Path) -> Path:
                     ClientRow(round=number, client=0, dense_bytes=LARGE, update_norm=figure),
                     ClientRow(round=number, client=1, status="failed", error=ERROR),
                 ],
-                [LayerRow(round=number, client=0, layer="w", parameters=1, update_norm=figure)],
+                [LayerRow(round=number, client=0, layer="w", phase="after", update_norm=figure)],
                 arrays={},
                 state={},
                 client_states={},
@@ -88,13 +90,25 @@ def test_jsonl_keeps_every_digit_and_writes_missing_figures_as_null(
 def test_parquet_keeps_every_digit_and_type(run: Path, tmp_path: Path) -> None:
     rounds, clients, layers = (pd.read_parquet(p) for p in export(run, tmp_path, "parquet"))
     assert rounds["test_loss"].tolist() == list(AWKWARD)
-    assert str(rounds.dtypes["uplink_bytes"]) == "int64"
+    assert str(rounds.dtypes["clients_failed"]) == "int64"
+    assert str(rounds.dtypes["uplink_bytes"]) == "Int64"
     assert str(clients.dtypes["dense_bytes"]) == "Int64"
     assert clients["dense_bytes"].isna().tolist()[:2] == [False, True]
     assert clients["dense_bytes"].tolist()[0] == LARGE
     assert clients["error"].tolist()[1] == ERROR
     assert clients["error"].isna().tolist()[0]
     assert layers["update_norm"].tolist() == list(AWKWARD)
+
+
+@pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])
+def test_every_column_is_exported(run: Path, tmp_path: Path, fmt: Format) -> None:
+    read: dict[str, Callable[[Path], pd.DataFrame]] = {
+        "csv": pd.read_csv,
+        "jsonl": lambda path: pd.DataFrame(map(json.loads, path.read_text().splitlines())),
+        "parquet": pd.read_parquet,
+    }
+    for path, row in zip(export(run, tmp_path, fmt), (RoundRow, ClientRow, LayerRow), strict=True):
+        assert list(read[fmt](path).columns) == [field.name for field in dataclasses.fields(row)]
 
 
 @pytest.mark.parametrize("fmt", ["csv", "jsonl", "parquet"])

@@ -23,16 +23,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedsim.errors import LedgerError, RunExists
-from fedsim.ledger import checkpoints, files, manifest, schema
+from fedsim.ledger import checkpoints, files, formats, manifest, schema
 from fedsim.ledger.database import reading
 from fedsim.ledger.lock import RunLock, is_held
 from fedsim.ledger.read import list_runs, load
 from fedsim.ledger.store import Ledger
-from fedsim.records import ClientRow, LayerRow, Manifest, RoundRow
+from fedsim.records import SERVER, ClientRow, LayerRow, Manifest, Phase, RoundRow
 
 CONFIG = {"experiment": {"name": "tiny", "rounds": 3}, "data": {"name": "digits", "alpha": 0.1}}
 MANIFEST = Manifest(
-    format_version=schema.FORMAT_VERSION,
+    format_version=formats.FORMAT_VERSION,
     name="tiny",
     status="running",
     created="2026-01-02T03:04:05+00:00",
@@ -67,6 +67,7 @@ def round_row(number: int, **figures: Any) -> RoundRow:
         "clients_failed": 0,
         "uplink_bytes": 2**53 + 1,
         "downlink_bytes": 8,
+        "train_flops": 2**63 - 1,
         "cpu_seconds": 0.1 + 0.2,
         "wall_seconds": 1 / 3,
     }
@@ -90,9 +91,10 @@ def client_rows(number: int) -> list[ClientRow]:
 
 
 def layer_rows(number: int) -> list[LayerRow]:
+    seen: list[tuple[int, Phase]] = [(SERVER, "global"), (0, "after"), (0, "before")]
     return [
-        LayerRow(round=number, client=0, layer=name, parameters=2, update_norm=0.5)
-        for name in ("out.bias", "out.weight")
+        LayerRow(round=number, client=client, layer="out", phase=phase, dead_fraction=0.5)
+        for client, phase in seen
     ]
 
 
@@ -164,12 +166,51 @@ def test_what_was_appended_comes_back_exactly(tmp_path: Path) -> None:
     assert same(run.arrays(), model(3))
 
 
+def test_tables_are_in_the_order_of_their_keys(tmp_path: Path) -> None:
+    clients, layers = client_rows(1)[::-1], layer_rows(1)[::-1]
+    with begun(tmp_path) as ledger:
+        ledger.append(round_row(1), clients, layers, arrays={}, state={}, client_states={})
+    run = load(tmp_path)
+    assert run.clients["client"].tolist() == [0, 1]
+    keys = [(row.client, row.phase) for row in layer_rows(1)]
+    assert list(zip(run.layers["client"], run.layers["phase"], strict=True)) == keys
+
+
 def test_columns_have_the_types_of_the_rows(tmp_path: Path) -> None:
     run = load(finished(tmp_path))
-    assert str(run.rounds.dtypes["uplink_bytes"]) == "int64"
+    assert str(run.rounds.dtypes["clients_failed"]) == "int64"
+    assert str(run.rounds.dtypes["uplink_bytes"]) == "Int64"
     assert str(run.clients.dtypes["steps"]) == "Int64"
     assert str(run.clients.dtypes["update_norm"]) == "float64"
     assert str(run.clients.dtypes["error"]) == "string"
+    assert str(run.layers.dtypes["phase"]) == "string"
+
+
+FIGURE: dict[type, st.SearchStrategy[Any]] = {
+    int: st.integers(0, 2**63 - 1),
+    float: st.floats(allow_nan=False),
+    str: st.text(st.characters(codec="utf-8", exclude_characters="\0")),
+}
+
+
+def rows_of(table: schema.Table[Any]) -> st.SearchStrategy[Any]:
+    """Any row that a table may hold."""
+    columns = {
+        column.name: st.none() | FIGURE[column.kind] if column.optional else FIGURE[column.kind]
+        for column in table.columns
+    }
+    return st.fixed_dictionaries(columns).map(lambda values: table.row(**values))
+
+
+@pytest.mark.parametrize("table", [schema.ROUNDS, schema.CLIENTS, schema.LAYERS])
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_any_row_comes_back_as_it_was(table: schema.Table[Any], data: st.DataObject) -> None:
+    row = data.draw(rows_of(table))
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.execute(table.create)
+        db.executemany(table.insert, table.values([row]))
+        assert table.rows(db.execute(table.select(), (row.round,))) == [row]
 
 
 def test_a_run_without_rounds_reads_as_empty_tables(tmp_path: Path) -> None:
@@ -218,14 +259,13 @@ def test_nan_is_missing_and_infinity_stays(tmp_path: Path) -> None:
         ledger.append(
             round_row(1, test_loss=math.inf, test_accuracy=math.nan, cpu_seconds=math.nan),
             [],
-            [LayerRow(round=1, client=0, layer="w", parameters=1, update_norm=math.nan)],
+            [LayerRow(round=1, client=0, layer="w", phase="after", update_norm=math.nan)],
             arrays={},
             state={},
             client_states={},
         )
         (row,) = ledger.rounds()
-    assert (row.test_loss, row.test_accuracy) == (math.inf, None)
-    assert math.isnan(row.cpu_seconds)
+    assert (row.test_loss, row.test_accuracy, row.cpu_seconds) == (math.inf, None, None)
     run = load(tmp_path)
     assert run.rounds["test_loss"].tolist() == [math.inf]
     assert run.layers["update_norm"].isna().tolist() == [True]
@@ -406,7 +446,7 @@ def test_a_loaded_run_does_not_change_under_its_reader(tmp_path: Path) -> None:
         store(ledger, 1)
         run = load(tmp_path)
         store(ledger, 2)
-        assert (len(run.rounds), len(run.clients), len(run.layers)) == (1, 2, 2)
+        assert (len(run.rounds), len(run.clients), len(run.layers)) == (1, 2, 3)
         assert len(load(tmp_path).rounds) == 2
 
 
@@ -457,6 +497,34 @@ def test_the_manifest_says_how_it_ended(tmp_path: Path) -> None:
     assert (found.status, found.error, found.threads) == ("completed", None, 4)
     assert found.model_sha256 == checkpoints.model_digest(model(2))
     assert found == ledger.manifest
+
+
+def test_figures_that_stay_blank_are_noted_with_the_reason(tmp_path: Path) -> None:
+    with begun(tmp_path) as ledger:
+        ledger.note_blanks({"package_joules": "no RAPL here"})
+        ledger.note_blanks({"waiting_seconds": "not Linux", "package_joules": "no permission"})
+        noted = {"package_joules": "no permission", "waiting_seconds": "not Linux"}
+        assert load(tmp_path).manifest == ledger.manifest
+        assert ledger.manifest.blanks == noted
+        ledger.finish("completed")
+    with Ledger.resume(tmp_path) as ledger:
+        ledger.note_blanks({"peak_memory_bytes": "no /proc"})
+    assert load(tmp_path).manifest.blanks == noted | {"peak_memory_bytes": "no /proc"}
+
+
+def test_the_manifest_is_written_only_for_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with begun(tmp_path) as ledger:
+        ledger.note_blanks({"package_joules": "no RAPL here"})
+        with monkeypatch.context() as patch:
+            fill_disk(patch, files.MANIFEST)
+            ledger.note_blanks({})
+            ledger.note_blanks({"package_joules": "no RAPL here"})
+            with pytest.raises(LedgerError, match=r"manifest.json: the disk is full"):
+                ledger.note_blanks({"waiting_seconds": "not Linux"})
+        ledger.note_blanks({"waiting_seconds": "not Linux"})  # not taken for done
+    assert list(load(tmp_path).manifest.blanks) == ["package_joules", "waiting_seconds"]
 
 
 def test_a_resumed_run_is_not_finished(tmp_path: Path) -> None:
@@ -744,7 +812,7 @@ def make_newer(path: Path) -> None:
         (fill_with_garbage, r"ledger.sqlite is damaged .*not a database"),
         (make_empty, r"ledger.sqlite is a database, but not a ledger"),
         (make_foreign, r"ledger.sqlite is a database, but not a ledger"),
-        (make_newer, r"format 99, and this fedsim reads up to 1; it was written by fedsim 7.0.0"),
+        (make_newer, r"format 99, and this fedsim reads up to 2; it was written by fedsim 7.0.0"),
     ],
 )
 def test_a_damaged_ledger_is_refused(tmp_path: Path, damage: Any, message: str) -> None:
@@ -876,17 +944,13 @@ def test_a_run_introduces_itself(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------------------------ old versions
 
-HEADER_V1 = (
-    b'{"__metadata__":{"round":"1","format_version":"1",'
+CHECKPOINT_HEADER = (
+    b'{"__metadata__":{"round":"1","format_version":"%d",'
     b'"order":"[\\"model/out.weight\\", \\"strategy/step\\"]"},'
     b'"strategy/step":{"dtype":"I64","shape":[],"data_offsets":[0,8]},'
     b'"model/out.weight":{"dtype":"F32","shape":[4],"data_offsets":[8,24]}}    '
 )
-CHECKPOINT_V1 = (
-    len(HEADER_V1).to_bytes(8, "little")
-    + HEADER_V1
-    + bytes.fromhex("0100000000000000 0000803f 000000c0 0000003f 00008040")
-)
+CHECKPOINT_ARRAYS = bytes.fromhex("0100000000000000 0000803f 000000c0 0000003f 00008040")
 MANIFEST_V1 = """{"format_version": 1, "name": "old", "status": "failed",
 "created": "2026-01-02T03:04:05+00:00", "updated": "2026-01-02T03:05:06+00:00",
 "finished": "2026-01-02T03:05:06+00:00", "error": "no client answered", "rounds_planned": 2,
@@ -895,20 +959,34 @@ MANIFEST_V1 = """{"format_version": 1, "name": "old", "status": "failed",
 "python": "3.11.7", "platform": "Linux", "processor": "abacus", "cores": 2,
 "versions": {"fedsim": "0.1.0", "torch": null}, "commit": null,
 "library_paths": {"fedsim": "lib", "torch": null}, "resumed": [], "changed": {}}"""
+MANIFEST_V2 = MANIFEST_V1.replace('"format_version": 1', '"format_version": 2').replace(
+    '"changed": {}', '"changed": {}, "blanks": {"package_joules": "no RAPL here"}'
+)
+MANIFESTS = {1: MANIFEST_V1, 2: MANIFEST_V2}
+TABLES = (schema.ROUNDS, schema.CLIENTS, schema.LAYERS)
 
 
-def run_v1(directory: Path) -> Path:
-    script = (Path(__file__).parent / "ledger_v1.sql").read_text()
+def old_run(directory: Path, version: int) -> Path:
+    """Make a run as a fedsim of that format left it."""
+    script = (Path(__file__).parent / f"ledger_v{version}.sql").read_text()
     with closing(sqlite3.connect(directory / files.LEDGER)) as db, db:
         db.executescript(script)
-    (directory / files.MANIFEST).write_text(MANIFEST_V1)
+    (directory / files.MANIFEST).write_text(MANIFESTS[version])
     (directory / files.CONFIG).write_text('[experiment]\nname = "old"\n')
-    (directory / "checkpoint-000001.safetensors").write_bytes(CHECKPOINT_V1)
+    header = CHECKPOINT_HEADER % version
+    (directory / "checkpoint-000001.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + CHECKPOINT_ARRAYS
+    )
     return directory
 
 
-def test_a_run_of_format_1_still_reads(tmp_path: Path) -> None:
-    run = load(run_v1(tmp_path))
+def test_every_format_is_tested() -> None:
+    assert list(formats.FORMAT_HISTORY) == list(MANIFESTS)
+
+
+@pytest.mark.parametrize("version", MANIFESTS)
+def test_a_run_of_any_format_still_reads(tmp_path: Path, version: int) -> None:
+    run = load(old_run(tmp_path, version))
     assert (run.status, run.manifest.error, run.config) == (
         "failed",
         "no client answered",
@@ -916,13 +994,68 @@ def test_a_run_of_format_1_still_reads(tmp_path: Path) -> None:
     )
     assert run.rounds["test_accuracy"].tolist() == [0.8125]
     assert run.clients["status"].tolist() == ["ok", "ok", "failed"]
-    assert run.clients["loss_last_step"].tolist()[:2] == [0.5, math.inf]
-    assert run.layers["update_norm"].tolist() == [0.0625, 0.03125]
+    assert run.clients["loss_last_step"].tolist()[1] == math.inf
     assert same(run.arrays(), {"out.weight": np.array([1, -2, 0.5, 4], np.float32)})
 
 
-def test_a_run_of_format_1_still_resumes(tmp_path: Path) -> None:
-    with Ledger.resume(run_v1(tmp_path)) as ledger:
+@pytest.mark.parametrize("version", MANIFESTS)
+def test_tables_are_alike_whatever_the_format(tmp_path: Path, version: int) -> None:
+    run = load(old_run(tmp_path, version))
+    for table, frame in zip(TABLES, (run.rounds, run.clients, run.layers), strict=True):
+        assert {name: str(kind) for name, kind in frame.dtypes.items()} == {
+            column.name: column.pandas for column in table.columns
+        }
+
+
+# Columns whose meaning or name changed; all others of an old ledger read as they are stored.
+FORMER_NAMES = {
+    (1, "rounds"): {"uplink_dense_bytes": "uplink_bytes", "downlink_dense_bytes": "downlink_bytes"}
+}
+
+
+@pytest.mark.parametrize("version", MANIFESTS)
+def test_what_an_old_ledger_holds_is_where_it_belongs_and_the_rest_is_missing(
+    tmp_path: Path, version: int
+) -> None:
+    run = load(old_run(tmp_path, version))
+    for table, frame in zip(TABLES, (run.rounds, run.clients, run.layers), strict=True):
+        with closing(sqlite3.connect(tmp_path / files.LEDGER)) as db:
+            found = db.execute(f"SELECT * FROM {table.name} ORDER BY rowid")
+            names = [name for name, *_ in found.description]
+            stored = dict(zip(names, zip(*found.fetchall(), strict=True), strict=True))
+        former = FORMER_NAMES.get((version, table.name), {})
+        now = {name: stored.pop(old) for name, old in former.items()} | stored
+        read = frame.astype(object).where(frame.notna(), None)
+        assert set(now) <= set(frame.columns)
+        for name in frame.columns:
+            assert tuple(read[name]) == now.get(name, (None,) * len(frame)), name
+
+
+def test_format_1_counted_dense_bytes_and_tensors(tmp_path: Path) -> None:
+    run = load(old_run(tmp_path, 1))
+    assert run.rounds["uplink_dense_bytes"].tolist() == [32]
+    assert run.rounds["downlink_dense_bytes"].tolist() == [32]
+    assert run.rounds[["uplink_bytes", "downlink_bytes"]].isna().all(axis=None)
+    assert run.layers["layer"].tolist() == ["out.weight", "out.weight"]
+    assert run.layers["phase"].isna().all()
+    assert run.layers["parameters"].tolist() == [4, 4]
+    assert run.layers["update_norm"].tolist() == [0.0625, 0.03125]
+    assert run.manifest.blanks == {}
+
+
+def test_a_run_of_an_older_format_is_not_gone_on_with(tmp_path: Path) -> None:
+    old_run(tmp_path, 1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    message = r"ledger format 1, begun by fedsim 0\.1\.0; .*reads it.*begin the run anew.*finish it"
+    with pytest.raises(LedgerError, match=message):
+        Ledger.resume(tmp_path)
+    assert not is_held(tmp_path / files.LOCK)
+    (tmp_path / files.LOCK).unlink()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_of_the_current_format_still_resumes(tmp_path: Path) -> None:
+    with Ledger.resume(old_run(tmp_path, formats.FORMAT_VERSION)) as ledger:
         found = ledger.checkpoint()
         assert found is not None
         assert same(found.state, {"step": np.array(1)})
@@ -931,7 +1064,7 @@ def test_a_run_of_format_1_still_resumes(tmp_path: Path) -> None:
 
 
 def test_a_changed_format_has_a_new_version(tmp_path: Path) -> None:
-    """Fails when the rows of fedsim.records change: then see FORMAT_HISTORY in ledger.schema."""
+    """Fails when the rows of fedsim.records change: then see FORMAT_HISTORY in ledger.formats."""
 
     def layout(path: Path) -> dict[str, Any]:
         with closing(sqlite3.connect(path)) as db:
@@ -943,8 +1076,8 @@ def test_a_changed_format_has_a_new_version(tmp_path: Path) -> None:
                 for name, strict in tables.fetchall()
             }
 
-    run_v1(tmp_path)
+    old_run(tmp_path, formats.FORMAT_VERSION)
     begun(tmp_path / "new").close()
     assert layout(tmp_path / "new" / files.LEDGER) == layout(tmp_path / files.LEDGER)
-    assert set(dataclasses.asdict(MANIFEST)) == set(json.loads(MANIFEST_V1))
-    assert list(schema.FORMAT_HISTORY) == [1]
+    newest = json.loads(MANIFESTS[formats.FORMAT_VERSION])
+    assert set(dataclasses.asdict(MANIFEST)) == set(newest)

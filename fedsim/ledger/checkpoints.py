@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 
 from fedsim.errors import LedgerError
 from fedsim.ledger import files
-from fedsim.ledger.schema import FORMAT_VERSION
+from fedsim.ledger.formats import FORMAT_VERSION
 
 Arrays = Mapping[str, np.ndarray]
 

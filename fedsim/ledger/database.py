@@ -10,7 +10,8 @@ from typing import Literal
 
 from fedsim.errors import LedgerError
 from fedsim.ledger import files
-from fedsim.ledger.schema import FORMAT_VERSION, statements
+from fedsim.ledger.formats import FORMAT_VERSION
+from fedsim.ledger.schema import statements
 
 BUSY_SECONDS = 10.0
 
@@ -41,12 +42,12 @@ def open_to_write(path: Path) -> sqlite3.Connection:
     """Open a ledger to go on writing it, after a check of every page.
 
     Raises:
-        LedgerError: it is damaged, not a ledger, or of a newer format.
+        LedgerError: it is damaged, not a ledger, or not of the current format.
     """
     with files.explained(path):
         db = _connect(path, "rw")
         try:
-            check_format(db, path)
+            _refuse_older(db, path)
             (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
                 raise files.damaged(path, verdict)
@@ -71,7 +72,7 @@ def reading(directory: Path) -> Iterator[sqlite3.Connection]:
         db = _connect(path, "ro")
         try:
             db.execute("BEGIN")
-            check_format(db, path)
+            format_of(db, path)
             yield db
         finally:
             db.close()
@@ -100,11 +101,14 @@ def last_round(db: sqlite3.Connection) -> int:
     return int(last)
 
 
-def check_format(db: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file that is no ledger of a version this fedsim reads."""
-    known = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchone()
-    about = dict(db.execute("SELECT key, value FROM meta").fetchall()) if known else {}
-    version = int(about.get("format_version", 0))
+def format_of(db: sqlite3.Connection, path: Path) -> int:
+    """Return the format of a ledger, from 1 to the current one.
+
+    Raises:
+        LedgerError: it is not a ledger, or of a newer format.
+    """
+    about = _about(db)
+    version = int(about.get("format_version") or 0)
     if not version:
         raise LedgerError(f"{path} is a database, but not a ledger of fedsim")
     if version > FORMAT_VERSION:
@@ -113,6 +117,25 @@ def check_format(db: sqlite3.Connection, path: Path) -> None:
             f"{path}: ledger format {version}, and this fedsim reads up to {FORMAT_VERSION}; "
             f"it was written by {needed}: install that or newer"
         )
+    return version
+
+
+def _refuse_older(db: sqlite3.Connection, path: Path) -> None:
+    """Refuse to go on with a ledger of an older format: half of its rounds would lack figures."""
+    version = format_of(db, path)
+    if version < FORMAT_VERSION:
+        writer = f"fedsim {_about(db).get('fedsim') or '(of an unknown version)'}"
+        raise LedgerError(
+            f"{path}: ledger format {version}, begun by {writer}; this fedsim reads it, but "
+            f"writes format {FORMAT_VERSION} alone: begin the run anew with another --out, or "
+            "finish it with the fedsim that began it"
+        )
+
+
+def _about(db: sqlite3.Connection) -> dict[str, str | None]:
+    """Read the table meta; empty where there is none."""
+    known = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchone()
+    return dict(db.execute("SELECT key, value FROM meta").fetchall()) if known else {}
 
 
 def _connect(path: Path, mode: Literal["ro", "rw", "rwc"]) -> sqlite3.Connection:

@@ -49,7 +49,7 @@ def reopen(directory: Path) -> tuple[RunLock, sqlite3.Connection, Manifest]:
 
     Raises:
         LedgerError: there is no run; another process writes it; its ledger, manifest or last
-            checkpoint is missing or damaged; or a newer fedsim wrote it.
+            checkpoint is missing or damaged; or a fedsim of another ledger format wrote it.
     """
     path = directory / files.LEDGER
     if not path.is_file():

@@ -19,7 +19,7 @@ from typing import Any
 
 from fedsim.errors import LedgerError
 from fedsim.ledger import files
-from fedsim.ledger.schema import FORMAT_VERSION
+from fedsim.ledger.formats import FORMAT_VERSION
 from fedsim.records import Manifest
 
 DISTRIBUTIONS = ("fedsim", "flwr", "ray", "torch", "numpy")

@@ -32,8 +32,10 @@ class Run:
     """A run as it was when it was loaded; rounds that are committed later do not show.
 
     ``status`` is the manifest's, or ``killed`` where the process that wrote the run died without
-    a word. The tables are read when first asked for. A figure that was not delivered, or was NaN,
-    is missing in them; of a round that failed, they hold the clients only.
+    a word. The tables are read when first asked for; their columns and types are the same for
+    ledgers of every format. A figure that nobody asked for, that was not delivered, that was NaN
+    or that the format lacks is missing in them; of a round that failed, they hold the clients
+    only.
     """
 
     path: Path
@@ -64,7 +66,11 @@ class Run:
 
     @cached_property
     def layers(self) -> pd.DataFrame:
-        """One line for each ``LayerRow``, by round, client and layer."""
+        """One line for each ``LayerRow``, by round, client, layer and phase.
+
+        In format 1 a line is one tensor of the client's update, such as ``dense1.weight``, and
+        its phase is missing.
+        """
         return self._table(LAYERS)
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -81,7 +87,8 @@ class Run:
         import pandas as pd
 
         with database.reading(self.path) as db:
-            stored = db.execute(table.select, (self._until,)).fetchall()
+            select = table.select(database.format_of(db, self.path / files.LEDGER))
+            stored = db.execute(select, (self._until,)).fetchall()
         frame = pd.DataFrame(stored, columns=[c.name for c in table.columns], dtype=object)
         return frame.astype({c.name: c.pandas for c in table.columns})
 

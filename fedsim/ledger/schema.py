@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from fedsim.ledger.formats import FORMAT_VERSION, stored_name
 from fedsim.records import ClientRow, LayerRow, RoundRow
-
-# A change of the rows or of the tables below is a new version: a line here, a reader for the old
-# ones, and a tests/ledger_v<N>.sql of the new one.
-FORMAT_HISTORY = {
-    1: "rounds, clients, layers; the clients' last states; the checkpoints kept on disk",
-}
-FORMAT_VERSION = max(FORMAT_HISTORY)
 
 SQL_TYPES: dict[type, str] = {int: "INTEGER", float: "REAL", str: "TEXT"}
 PANDAS_TYPES: dict[type, str] = {int: "int64", float: "float64", str: "string"}
+STORED_AS_THEY_ARE = frozenset((*SQL_TYPES, types.NoneType))
 
 Row = TypeVar("Row", RoundRow, ClientRow, LayerRow)
 
@@ -37,9 +32,8 @@ class Column:
 
     @property
     def sql(self) -> str:
-        """The column's definition. Floats may be NULL, which is how SQLite stores NaN."""
-        required = "" if self.optional or self.kind is float else " NOT NULL"
-        return f"{self.name} {SQL_TYPES[self.kind]}{required}"
+        """The column's definition."""
+        return f"{self.name} {SQL_TYPES[self.kind]}{'' if self.optional else ' NOT NULL'}"
 
     @property
     def pandas(self) -> str:
@@ -67,40 +61,48 @@ class Table(Generic[Row]):
         body = ", ".join(column.sql for column in self.columns)
         return f"CREATE TABLE {self.name} ({body}, PRIMARY KEY ({', '.join(self.key)})) STRICT"
 
-    @property
+    @cached_property
     def insert(self) -> str:
         """The statement that inserts one row, given as ``values`` makes it."""
-        marks = ", ".join("?" for _ in self.columns)
-        return f"INSERT INTO {self.name} ({self._names}) VALUES ({marks})"
+        marks = ", ".join("?" for _ in self._names)
+        return f"INSERT INTO {self.name} ({', '.join(self._names)}) VALUES ({marks})"
 
-    @property
-    def select(self) -> str:
-        """The statement that reads the rows up to a round, in the order of the key."""
+    def select(self, version: int = FORMAT_VERSION) -> str:
+        """Return the statement that reads the rows up to a round, in the order of the key.
+
+        It gives today's columns of a ledger of any format; what the format lacks is NULL.
+        """
+        stored = ((name, stored_name(version, self.name, name)) for name in self._names)
+        columns = ", ".join(f"{old or 'NULL'} AS {name}" for name, old in stored)
         order = ", ".join(self.key)
-        return f"SELECT {self._names} FROM {self.name} WHERE round <= ? ORDER BY {order}"
+        return f"SELECT {columns} FROM {self.name} WHERE round <= ? ORDER BY {order}"
 
-    @property
-    def _names(self) -> str:
-        return ", ".join(column.name for column in self.columns)
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def _read(self) -> Callable[[Row], tuple[object, ...]]:
+        return attrgetter(*self._names)
 
     def values(self, rows: Iterable[Row]) -> Iterator[tuple[object, ...]]:
-        """Turn rows into what SQLite stores; NumPy's scalars become Python's, NaN becomes NULL."""
-        return (tuple(_plain(getattr(row, c.name)) for c in self.columns) for row in rows)
+        """Turn rows into what SQLite stores; NumPy's scalars become Python's.
+
+        SQLite makes NULL of NaN.
+        """
+        for row in rows:
+            values = self._read(row)
+            plain = STORED_AS_THEY_ARE.issuperset(map(type, values))
+            yield values if plain else tuple(map(_plain, values))
 
     def rows(self, stored: Iterable[tuple[Any, ...]]) -> list[Row]:
-        """Turn what ``select`` gives into rows; NULL is NaN where ``None`` is not allowed."""
-        return [self.row(**self._figures(values)) for values in stored]
-
-    def _figures(self, values: tuple[Any, ...]) -> dict[str, Any]:
-        return {
-            column.name: math.nan if value is None and not column.optional else value
-            for column, value in zip(self.columns, values, strict=True)
-        }
+        """Turn what ``select`` gives into rows; a figure that was NaN is None."""
+        return [self.row(**dict(zip(self._names, values, strict=True))) for values in stored]
 
 
 ROUNDS = Table("rounds", RoundRow, ("round",))
 CLIENTS = Table("clients", ClientRow, ("round", "client"))
-LAYERS = Table("layers", LayerRow, ("round", "client", "layer"))
+LAYERS = Table("layers", LayerRow, ("round", "client", "layer", "phase"))
 
 
 def statements() -> tuple[str, ...]:

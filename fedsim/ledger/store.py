@@ -66,7 +66,7 @@ class Ledger:
 
         Raises:
             LedgerError: there is no run; another process writes it; its ledger, manifest or last
-                checkpoint is missing or damaged; or a newer fedsim wrote it.
+                checkpoint is missing or damaged; or a fedsim of another ledger format wrote it.
         """
         return cls(directory, *reopen(directory))
 
@@ -77,9 +77,9 @@ class Ledger:
             return database.last_round(self._db)
 
     def rounds(self) -> list[RoundRow]:
-        """Return the committed rounds in order; a figure that was NaN is None where it may be."""
+        """Return the committed rounds in order; a figure that was NaN is None."""
         with files.explained(self._path):
-            return ROUNDS.rows(self._db.execute(ROUNDS.select, (self.last_round,)))
+            return ROUNDS.rows(self._db.execute(ROUNDS.select(), (self.last_round,)))
 
     def append(
         self,
@@ -151,6 +151,24 @@ class Ledger:
         last = checkpoints.read_last(self.directory, self._db)
         states = checkpoints.read_client_states(self.directory, self._db)
         return last and replace(last, client_states=states)
+
+    def note_blanks(self, blanks: Mapping[str, str]) -> None:
+        """Write into the manifest which figures stay blank, and why.
+
+        It may be called every round: the manifest is written only where that changes it.
+
+        Args:
+            blanks: reasons by column, such as ``{"package_joules": "no RAPL here"}``; columns
+                noted before keep theirs unless they are given again.
+
+        Raises:
+            LedgerError: the manifest cannot be written; it is as it was.
+        """
+        merged = self.manifest.blanks | dict(blanks)
+        if merged != self.manifest.blanks:
+            noted = replace(self.manifest, blanks=merged, updated=utc_now())
+            write_manifest(self.directory, noted)
+            self.manifest = noted
 
     def finish(
         self,

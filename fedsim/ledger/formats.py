@@ -1,0 +1,35 @@
+"""The formats that ledgers have had, and where an older one keeps the columns of today."""
+
+from __future__ import annotations
+
+# A change of fedsim.records' rows or of ledger.schema's tables is a new version: a line here, what
+# the old one has below, and a tests/ledger_v<N>.sql of the new one.
+FORMAT_HISTORY = {
+    1: "rounds, clients, layers; the clients' last states; the checkpoints kept on disk",
+    2: "every client's bill; layers before and after training; bytes of serialised messages",
+}
+FORMAT_VERSION = max(FORMAT_HISTORY)
+
+# What the tables of older formats hold, under today's names. In format 1 a row of layers was one
+# tensor of the update, so that it has no phase.
+_HELD = {
+    1: {
+        "rounds": "round test_accuracy test_loss clients_trained clients_failed "
+        "uplink_dense_bytes downlink_dense_bytes cpu_seconds wall_seconds",
+        "clients": "round client examples steps loss_first_step loss_last_step cpu_seconds "
+        "wall_seconds dense_bytes update_norm status error",
+        "layers": "round client layer parameters update_norm",
+    },
+}
+# What had another name. In format 1 a round's bytes were those of the dense arrays alone.
+_FORMER_NAMES = {
+    (1, "rounds", "uplink_dense_bytes"): "uplink_bytes",
+    (1, "rounds", "downlink_dense_bytes"): "downlink_bytes",
+}
+
+
+def stored_name(version: int, table: str, column: str) -> str | None:
+    """Return what a column of today is called in a ledger's format; None where it is missing."""
+    if version in _HELD and column not in _HELD[version][table].split():
+        return None
+    return _FORMER_NAMES.get((version, table, column), column)
