@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
-import numpy as np
 import torch
+from clients.control import control_of, correction, update_control
+from clients.figures import compression_figures, health_figures, layer_columns
+from clients.sending import outgoing
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedsim import flower, parts
-from fedsim.algorithms import scaffold
-from fedsim.measure.clocks import spent
-from fedsim.measure.payload import dense_bytes, layer_norms, total_norm
+from fedsim import codecs, flower, parts
+from fedsim.costs import counted
+from fedsim.measure.bill import Bill
+from fedsim.measure.health import Health, look, probe_indices
+from fedsim.measure.payload import update_summary
 from fedsim.randomness import stream
 from fedsim.training import load_arrays, mean_loss, read_arrays, train_locally
 
@@ -31,18 +34,33 @@ def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's examples and return it with its bill."""
     torch.set_num_threads(1)  # more would fight for the cores, and change the bits
     experiment = flower.experiment_of(context.run_config)
-    asked = flower.decode_instruction(message)
     client = int(context.node_config["partition-id"])
-    device, settings = experiment.engine.device, experiment.train
+    device, settings, seed = experiment.engine.device, experiment.train, experiment.experiment.seed
+    bill = Bill()
 
-    examples = parts.dataset(experiment).train(parts.partition(experiment).indices(client))
-    x, y = (torch.from_numpy(part).to(device) for part in examples)
-    model = load_arrays(parts.scratch_model(experiment).to(device), asked.arrays)
+    with bill.clock("data"):
+        examples = parts.dataset(experiment).train(parts.partition(experiment).indices(client))
+        x, y = (torch.from_numpy(part).to(device) for part in examples)
+        model = parts.scratch_model(experiment).to(device)
+    with bill.clock("serialization"):
+        asked = flower.decode_instruction(
+            message, lambda coded: codecs.decode(coded, read_arrays(model))
+        )
+        load_arrays(model, asked.arrays)
+    draw = partial(stream, seed, round=asked.round, client=client)
+    light, full = asked.level != "off", asked.level == "full"
+
+    def examine() -> Health | None:
+        if not full:
+            return None
+        probe = torch.from_numpy(probe_indices(len(y), stream(seed, "probe", client=client)))
+        return look(model, x, y, probe=probe, activation=experiment.model.activation)
+
+    with bill.clock("evaluation"):
+        initial_loss = mean_loss(model, x, y) if asked.initial_loss else None
+        before = examine()
     own_control = control_of(context, asked)
-    figures: dict[str, Any] = {}
-    if asked.initial_loss:
-        figures["initial_loss"] = mean_loss(model, x, y)
-    with spent() as seconds:
+    with bill.training(experiment, device=device, conditions=light):
         result = train_locally(
             model,
             x,
@@ -55,62 +73,33 @@ def train(message: Message, context: Context) -> Message:
             weight_decay=settings.weight_decay,
             clip_norm=settings.clip_norm,
             proximal_mu=settings.proximal_mu,
-            rng=stream(experiment.experiment.seed, "batches", round=asked.round, client=client),
+            rng=draw("batches"),
             correction=correction(asked, own_control, device),
         )
+    with bill.clock("evaluation"):
+        after = examine()
+
     arrays = read_arrays(model)
     change = update_control(context, asked, own_control, arrays, result.steps)
-    norms = layer_norms(asked.arrays, arrays)
-    figures |= {
-        "examples": result.examples,
-        "steps": result.steps,
-        "loss_first_step": result.loss_first_step,
-        "loss_last_step": result.loss_last_step,
-        "cpu_seconds": seconds.cpu_seconds,
-        "wall_seconds": seconds.wall_seconds,
-        "dense_bytes": dense_bytes(arrays) + dense_bytes(change or {}),
-        "update_norm": total_norm(norms),
-    }
-    reply = flower.Reply(
-        arrays=arrays,
-        figures=figures,
-        layer_norms=list(norms.values()) if experiment.measure.level == "full" else [],
-        control_change=change,
-    )
-    return flower.encode_reply(reply, to=message)
-
-
-def control_of(context: Context, asked: flower.Instruction) -> flower.Arrays:
-    """Return this client's control variate (SCAFFOLD): zero until it has taken part."""
-    if asked.control is None:
-        return {}
-    if flower.CONTROL in context.state:
-        return flower.decode_arrays(context.state.array_records[flower.CONTROL])
-    return {name: np.zeros_like(value) for name, value in asked.control.items()}
-
-
-def correction(
-    asked: flower.Instruction, own: flower.Arrays, device: str
-) -> dict[str, torch.Tensor] | None:
-    """Return what SCAFFOLD adds to every gradient, c - c_i."""
-    if asked.control is None:
-        return None
-    return {k: torch.from_numpy(c - own[k]).to(device) for k, c in asked.control.items()}
-
-
-def update_control(
-    context: Context,
-    asked: flower.Instruction,
-    own: flower.Arrays,
-    arrays: flower.Arrays,
-    steps: int,
-) -> flower.Arrays | None:
-    """Keep the new control variate in this client's state and return its change."""
-    if asked.control is None:
-        return None
-    new = scaffold.client_control(
-        asked.arrays, arrays, asked.control, own, steps=steps, learning_rate=asked.learning_rate
-    )
-    if all(np.isfinite(value).all() for value in new.values()):
-        context.state[flower.CONTROL] = flower.encode_arrays(new)
-    return {name: value - own[name] for name, value in new.items()}
+    layers = {}
+    with bill.clock("measuring"):
+        if light:
+            summary = update_summary(asked.arrays, arrays)
+            bill.add(update_norm=summary.norm, zero_fraction=summary.zero_fraction)
+            bill.add(**counted(experiment, examples=result.examples, steps=result.steps))
+        if before and after:
+            bill.add(**health_figures(before, after))
+            bill.add(**compression_figures(model, x, asked.arrays, arrays))
+            layers = layer_columns(before, after, summary.layer_norms)
+    with bill.clock("serialization"):
+        sent, error = outgoing(
+            context,
+            experiment.update,
+            asked.arrays,
+            arrays,
+            rng=lambda: draw("codec"),
+            measure_error=full,
+        )
+        records = flower.encode_sent(sent, change)
+    bill.add(**vars(result), initial_loss=initial_loss, codec_error=error)
+    return flower.encode_reply(records, bill.at(asked.level), layers, to=message)

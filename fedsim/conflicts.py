@@ -26,6 +26,7 @@ def conflicts(e: Experiment) -> Iterator[Conflict]:
     yield from data_conflicts(e)
     yield from algorithm_conflicts(e)
     yield from byzantine_conflicts(e)
+    yield from transport_conflicts(e)
     yield from execution_conflicts(e)
 
 
@@ -103,6 +104,19 @@ def byzantine_conflicts(e: Experiment) -> Iterator[Conflict]:
             f"server.byzantine_clients = {hostile}: {strategy} then needs "
             f"server.clients_per_round of at least {factor * hostile + 3}, not {cohort}",
         )
+
+
+def transport_conflicts(e: Experiment) -> Iterator[Conflict]:
+    """Yield what cannot be compressed."""
+    update = e.update
+    if e.server.strategy == "scaffold":
+        for key in ("codec", "coder", "downlink"):
+            if (value := getattr(update, key)) != "none":
+                yield (
+                    (f"update.{key}", "server.strategy"),
+                    f"update.{key} = {value!r}: server.strategy = 'scaffold' computes its control "
+                    "variates from exact models; leave it at 'none'",
+                )
 
 
 def execution_conflicts(e: Experiment) -> Iterator[Conflict]:

@@ -28,6 +28,10 @@ class DataError(FedsimError):
     exit_code = 2
 
 
+class CodecError(FedsimError):
+    """An update that its codec cannot hold, or a payload that is damaged or of another model."""
+
+
 class EngineError(FedsimError):
     """The engine could not start, or lost what it needs to go on."""
 

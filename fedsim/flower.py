@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -16,33 +16,28 @@ Arrays = Mapping[str, np.ndarray]
 
 # The names of the records in our messages; "arrays", "config" and "metrics" are Flower's defaults.
 ARRAYS, CONFIG, METRICS, CONTROL, PARTITION = "arrays", "config", "metrics", "control", "partition"
+CODED, LAYERS, RESIDUAL = "coded", "layers", "residual"
 WEIGHT = "num-examples"
-LAYER_NORMS = "layer_norms"
+PAYLOAD = "payload"  # the array of a coded record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
     """What the server asks of a client in one round.
 
-    ``initial_loss`` asks for the loss of the global model on all of the client's examples, which
-    q-FedAvg weighs clients by. ``control`` is SCAFFOLD's server control variate.
+    ``arrays`` is the model that the client starts from; ``coded`` is its compressed form, where it
+    travels as such. ``level`` says how much is measured (``measure.level``). ``initial_loss`` asks
+    for the loss of the global model on all of the client's examples, which q-FedAvg weighs clients
+    by. ``control`` is SCAFFOLD's server control variate.
     """
 
     round: int
     arrays: Arrays
     learning_rate: float
+    level: str = "light"
     initial_loss: bool = False
     control: Arrays | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """What a client answers: its arrays and its figures, named as the ledger's columns."""
-
-    arrays: Arrays
-    figures: Mapping[str, int | float]
-    layer_norms: list[float] = field(default_factory=list)
-    control_change: Arrays | None = None
+    coded: bytes | None = None
 
 
 def experiment_of(run_config: Mapping[str, Any]) -> Experiment:
@@ -72,48 +67,99 @@ def decode_arrays(record: Mapping[str, Array]) -> dict[str, np.ndarray]:
     return {name: array.numpy() for name, array in record.items()}
 
 
+def encode_payload(payload: bytes) -> ArrayRecord:
+    """Put bytes into a record, as an array that any Flower app can read."""
+    return encode_arrays({PAYLOAD: np.frombuffer(payload, np.uint8)})
+
+
+def decode_payload(record: Mapping[str, Array]) -> bytes:
+    """Return the bytes of :func:`encode_payload`.
+
+    Raises:
+        ValueError: the record holds something else.
+    """
+    if set(record) != {PAYLOAD}:
+        raise ValueError(f"it holds {sorted(record)}, not {PAYLOAD!r} alone")
+    array = record[PAYLOAD].numpy()
+    if array.dtype != np.uint8 or array.ndim != 1:
+        raise ValueError(f"its payload is {array.dtype} of shape {array.shape}, not bytes")
+    return array.tobytes()
+
+
 def encode_instruction(instruction: Instruction) -> RecordDict:
     """Return the content of a training message; one content serves a whole cohort."""
-    content = RecordDict(
+    coded = instruction.coded
+    model = (
+        {ARRAYS: encode_arrays(instruction.arrays)}
+        if coded is None
+        else {CODED: encode_payload(coded)}
+    )
+    config = ConfigRecord(
         {
-            ARRAYS: encode_arrays(instruction.arrays),
-            CONFIG: ConfigRecord(
-                {
-                    "server-round": instruction.round,
-                    "learning-rate": instruction.learning_rate,
-                    "initial-loss": instruction.initial_loss,
-                }
-            ),
+            "server-round": instruction.round,
+            "learning-rate": instruction.learning_rate,
+            "measure-level": instruction.level,
+            "initial-loss": instruction.initial_loss,
         }
     )
+    content = RecordDict({**model, CONFIG: config})
     if instruction.control is not None:
         content[CONTROL] = encode_arrays(instruction.control)
     return content
 
 
-def decode_instruction(message: Message) -> Instruction:
-    """Read a training message."""
+def decode_instruction(message: Message, decode: Callable[[bytes], Arrays]) -> Instruction:
+    """Read a training message.
+
+    Args:
+        message: as :func:`encode_instruction` made it.
+        decode: from a coded model to its arrays.
+    """
     content = message.content
     config: Mapping[str, Any] = content.config_records[CONFIG]
-    control = content.array_records.get(CONTROL)
+    coded, control = (content.array_records.get(name) for name in (CODED, CONTROL))
     return Instruction(
         round=int(config["server-round"]),
-        arrays=decode_arrays(content.array_records[ARRAYS]),
+        arrays=decode_arrays(content.array_records[ARRAYS])
+        if coded is None
+        else decode(decode_payload(coded)),
         learning_rate=float(config["learning-rate"]),
+        level=str(config["measure-level"]),
         initial_loss=bool(config["initial-loss"]),
         control=None if control is None else decode_arrays(control),
     )
 
 
-def encode_reply(reply: Reply, *, to: Message) -> Message:
-    """Return the message that carries a client's reply."""
-    metrics = MetricRecord({k: v for k, v in reply.figures.items() if k != "examples"})
-    metrics[WEIGHT] = int(reply.figures["examples"])
-    if reply.layer_norms:
-        metrics[LAYER_NORMS] = reply.layer_norms
-    content = RecordDict({ARRAYS: encode_arrays(reply.arrays), METRICS: metrics})
-    if reply.control_change is not None:
-        content[CONTROL] = encode_arrays(reply.control_change)
+def encode_sent(sent: Arrays | bytes, control_change: Arrays | None) -> dict[str, ArrayRecord]:
+    """Return the records that carry a client's model, or its coded update, and its control."""
+    records = (
+        {CODED: encode_payload(sent)} if isinstance(sent, bytes) else {ARRAYS: encode_arrays(sent)}
+    )
+    if control_change is not None:
+        records[CONTROL] = encode_arrays(control_change)
+    return records
+
+
+def encode_reply(
+    records: Mapping[str, ArrayRecord],
+    figures: Mapping[str, int | float | None],
+    layers: Mapping[str, list[Any]],
+    *,
+    to: Message,
+) -> Message:
+    """Return the message that carries a client's reply.
+
+    Args:
+        records: as :func:`encode_sent` made them.
+        figures: by the ledger's column; what is None is left out. ``examples`` is required.
+        layers: the columns of the client's layer rows; empty for none.
+        to: what it answers.
+    """
+    metrics = MetricRecord({k: v for k, v in figures.items() if v is not None and k != "examples"})
+    metrics[WEIGHT] = figures["examples"]  # type: ignore[assignment]
+    content = RecordDict({**records, METRICS: metrics})
+    if layers:
+        content[LAYERS] = ConfigRecord(dict(layers))
     return Message(content, reply_to=to)
 
 

@@ -31,9 +31,10 @@ def prepare(experiment: Experiment) -> Experiment:
 
     Raises:
         DataError: the data cannot be read, or cannot be dealt to the clients as asked.
-        ConfigError: the model does not fit the data, or the device is not there.
+        ConfigError: the model does not fit the data, or a device or its profile is not there.
     """
     from fedsim import parts
+    from fedsim.measure.devices import load_profile
 
     clients = len(parts.partition(experiment))
     cohort = experiment.server.clients_per_round
@@ -46,6 +47,8 @@ def prepare(experiment: Experiment) -> Experiment:
         )
     parts.initial_model(experiment)
     check_device(experiment.engine.device)
+    if experiment.measure.device:
+        load_profile(experiment.measure.device)
     table = dataclasses.replace(experiment.data, clients=clients)
     return dataclasses.replace(experiment, data=table)
 

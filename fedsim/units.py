@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 MISSING = "-"
 ROUNDS_UP = 999.5  # to 1000 at three digits, which is 1 of the next unit
@@ -33,6 +33,26 @@ def size(value: float) -> str:
             return f"{value:.3g} {unit}" if unit != "B" else f"{value:.0f} B"
         value /= 1000
     return f"{value:.3g} TB"
+
+
+def flops(value: float) -> str:
+    """Floating-point operations, in powers of 1000."""
+    return scaled(value, "FLOP", ("", "k", "M", "G", "T", "P", "E"))
+
+
+def joules(value: float) -> str:
+    """An energy, in powers of 1000."""
+    return scaled(value * 1e6, "J", ("u", "m", "", "k", "M", "G"))
+
+
+def scaled(value: float, unit: str, prefixes: Sequence[str]) -> str:
+    """A figure to three digits with the prefix that suits it; ``value`` is in the first one's."""
+    *smaller, largest = prefixes if value else [""]
+    for prefix in smaller:
+        if abs(value) < ROUNDS_UP:
+            return f"{value:.3g} {prefix}{unit}"
+        value /= 1000
+    return f"{value:.3g} {largest}{unit}"
 
 
 def number(value: float) -> str:

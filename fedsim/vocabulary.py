@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedsim import data, models
+from fedsim import codecs, data, models
 from fedsim.config import Vocabulary
 from fedsim.federation.strategy import AGGREGATORS
 
@@ -15,4 +15,5 @@ def vocabulary() -> Vocabulary:
         "model.name": tuple(models.MODELS),
         "model.activation": tuple(models.ACTIVATIONS),
         "server.strategy": tuple(AGGREGATORS),
+        "update.codec": tuple(codecs.CODECS),
     }

@@ -10,11 +10,15 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim import config, parts
+from fedsim.config import MeasureTable
+from fedsim.federation.billing import modelled_price, why_blank
+from fedsim.federation.evaluation import examine
 from fedsim.federation.rounds import RoundFailed, federated_rounds
 from fedsim.federation.sampling import choose_clients, locate_clients
 from fedsim.federation.states import changed_states, restore_states
 from fedsim.federation.strategy import make_aggregator
-from fedsim.measure.evaluation import evaluate
+from fedsim.federation.transport import Transport
+from fedsim.measure.energy import not_measured, package_energy
 from fedsim.records import RoundRow
 from fedsim.runs import open_run
 from fedsim.training import learning_rate, load_arrays, read_arrays
@@ -60,9 +64,20 @@ def main(grid: Grid, context: Context) -> None:
                 rounds=settings.rounds,
                 decay=train.decay,
             ),
-            evaluate=lambda arrays: evaluate(load_arrays(model, arrays), test_x, test_y),
+            level=partial(level_of, experiment.measure),
+            transport=Transport(update=experiment.update, seed=settings.seed),
+            evaluate=lambda arrays, level: examine(
+                load_arrays(model, arrays),
+                test_x,
+                test_y,
+                level=level,
+                activation=experiment.model.activation,
+                seed=settings.seed,
+            ),
             evaluate_every=server.evaluate_every,
             timeout_seconds=server.round_timeout_seconds,
+            price=modelled_price(experiment.measure.device),
+            energy=package_energy if experiment.measure.energy == "rapl" else not_measured,
         )
         try:
             for outcome in rounds:
@@ -74,10 +89,17 @@ def main(grid: Grid, context: Context) -> None:
                     state=aggregator.state(),
                     client_states=changed_states(grid, outcome.clients, node_of),
                 )
+                ledger.note_blanks(why_blank(outcome.clients, outcome.energy))
                 report(outcome.row, settings.rounds)
         except RoundFailed as failure:
             ledger.append_failed_round(failure.clients)
             raise
+
+
+def level_of(measure: MeasureTable, round: int) -> str:
+    """Return how much is measured in a round."""
+    often = measure.full_every
+    return "full" if often and round % often == 0 else measure.level
 
 
 def report(row: RoundRow, rounds: int) -> None:

@@ -6,11 +6,15 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch._refs  # fills the table of decompositions
 from torch import nn
+from torch._decomp import decomposition_table
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedsim.models import (
     ACTIVATIONS,
@@ -320,6 +324,86 @@ def test_formulas_and_their_cost(name: str) -> None:
     by_hand = row.backward(Counted(upstream, backward), Counted(x, backward)).value
     torch.testing.assert_close(by_hand, gradient(module, x, upstream))
     assert Cost(**backward) == activation.backward
+
+
+# What the primitives are that torch's kernels come down to, and what moves or makes tensors.
+PRIMITIVES = {
+    **dict.fromkeys(("le", "lt", "ge", "gt"), "compare"),
+    **dict.fromkeys(("mul", "add", "sub", "rsub", "sum"), "multiply_add"),
+    **dict.fromkeys(("div", "true_divide"), "divide"),
+    **dict.fromkeys(("exp", "expm1", "log1p", "tanh", "erf"), "transcendental"),
+}
+FREE = (
+    *("where", "neg", "bitwise_or", "__or__", "ne"),  # ne: whether it is NaN
+    *("to", "clone", "view_of", "detach", "broadcast_in_dim", "ones_like", "full_like"),
+)
+
+
+class Dispatched(TorchDispatchMode):
+    """Tallies what torch dispatches, kernels being decomposed as torch's own table says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tally: dict[str, int] = {}
+        self.seen: dict[Any, Any] = {}  # by operation and arguments: computed once
+        self.products: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if func in decomposition_table and PRIMITIVES.get(name) != "multiply_add":
+            with self:
+                return decomposition_table[func](*args, **kwargs or {})
+        result = func(*args, **kwargs or {})
+        key = (name, *(id(a) if isinstance(a, torch.Tensor) else str(a) for a in args))
+        if not self.is_free(name, args) and key not in self.seen:
+            self.tally[PRIMITIVES[name]] = self.tally.get(PRIMITIVES[name], 0) + 1
+        if name == "mul":
+            self.products.add(id(result))
+        self.seen[key] = (args, result)  # held, so that no other tensor gets their identities
+        return result
+
+    def is_free(self, name: str, args: Any) -> bool:
+        by_one = name == "mul" and any(not torch.is_tensor(a) and a == 1 for a in args)
+        fused = name in ("add", "sub", "rsub") and any(id(a) in self.products for a in args)
+        return name in FREE or by_one or fused
+
+
+# A parameter that is 1 counts although a multiplication by it does nothing.
+NOT_ONE = {"elu": "elu(0.5)", "softplus": "softplus(3)"}
+# Where torch's table is not what its processor kernel does: silu is x * sigmoid(x) there, one
+# multiplication more than x / (1 + exp(-x)), and mish has the threshold of softplus.
+MORE = {
+    "silu": (Cost(multiply_add=1), Cost()),
+    "mish": (Cost(compare=1), Cost(compare=1)),
+}
+
+
+def plus(cost: Cost, more: Cost) -> Cost:
+    return Cost(**{kind: count + getattr(more, kind) for kind, count in vars(cost).items()})
+
+
+@each
+def test_cost_of_what_torch_dispatches(name: str) -> None:
+    module = make_activation(NOT_ONE.get(name, name))
+    x = torch.linspace(-7.9, 7.9, 16).requires_grad_()
+    with Dispatched() as forward:
+        y = module(x)
+    with Dispatched() as backward:
+        torch.autograd.grad(y, [x, *module.parameters()], torch.ones_like(y))
+    function, more = ACTIVATIONS[name], MORE.get(name, (Cost(), Cost()))
+    assert Cost(**forward.tally) == plus(function.forward, more[0])
+    assert Cost(**backward.tally) == plus(function.backward, more[1])
+
+
+def test_the_count_of_what_torch_dispatches_can_fail() -> None:
+    x = torch.linspace(-1, 1, 5).requires_grad_()
+    with Dispatched() as one:
+        torch.tanh(x) * 2 + 1
+    assert one.tally == {"transcendental": 1, "multiply_add": 1}
+    with pytest.raises(KeyError, match="sin"), Dispatched():
+        torch.sin(x)
 
 
 def test_relu_and_its_kin_take_no_transcendentals() -> None:

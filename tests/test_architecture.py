@@ -22,22 +22,35 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(FOUNDATIONS, FOUNDATIONS),
     "models": FOUNDATIONS,
     "data": FOUNDATIONS,
-    "measure": FOUNDATIONS,
+    "measure": {*FOUNDATIONS, "models"},  # whose registry says what an activation costs
+    "codecs": FOUNDATIONS,
+    "wire": {"errors"},
     "engine": {"errors"},
     "ledger": FOUNDATIONS,
     "flower": FOUNDATIONS,
     # The client's side and the server's side do not see each other.
     "training": {*FOUNDATIONS, "models", "data", "measure"},
     "algorithms": {*FOUNDATIONS, "models", "data", "measure"},
-    "federation": {*FOUNDATIONS, "models", "data", "measure", "algorithms", "flower"},
+    "federation": {
+        *FOUNDATIONS,
+        *("models", "data", "measure", "algorithms", "codecs", "flower", "wire"),
+    },
     # Compositions: from an experiment to parts, to a directory, to a finished run.
-    "vocabulary": {*FOUNDATIONS, "data", "models", "federation"},
+    "vocabulary": {*FOUNDATIONS, "codecs", "data", "models", "federation"},
     "parts": {*FOUNDATIONS, "data", "models"},
     "runs": {*FOUNDATIONS, "ledger"},
-    "simulation": {*FOUNDATIONS, "engine", "parts"},
+    "simulation": {*FOUNDATIONS, "engine", "measure", "parts"},
+    # What an experiment costs: counted, timed on this machine, and the price of measuring.
+    "costs": {*FOUNDATIONS, "measure", "parts"},
+    "calibration": {*FOUNDATIONS, "measure", "parts"},
+    "overhead": {*FOUNDATIONS, "engine", "ledger", "measure", "simulation"},
     "study": {*FOUNDATIONS, "ledger", "runs"},
     "report": {"units", "ledger", "measure"},
-    "cli": {*FOUNDATIONS, "data", "ledger", "report", "study", "runs", "simulation", "vocabulary"},
+    "cli": {
+        *FOUNDATIONS,
+        *("data", "ledger", "measure", "report", "study"),
+        *("calibration", "costs", "overhead", "runs", "simulation", "vocabulary"),
+    },
     # "import fedsim" gives these two at first use.
     "__init__": {"engine", "ledger"},
     "__main__": {"cli"},
@@ -46,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # The apps compose functions of their own side, and do not see each other.
 COMMON = {"config", "flower", "parts", "measure", "randomness", "records", "training"}
 APPS = {
-    "clients": {*COMMON, "algorithms"},
+    "clients": {*COMMON, "algorithms", "codecs", "costs"},
     "server": {*COMMON, "federation", "runs", "vocabulary"},
 }
 
@@ -54,7 +67,7 @@ APPS = {
 HOMES = {
     "ray": {"engine"},
     "jax": {"training"},
-    "flwr": {"engine", "federation", "flower", "clients", "server"},
+    "flwr": {"engine", "federation", "flower", "wire", "clients", "server"},
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli", "report"},
@@ -120,7 +133,10 @@ def test_an_app_composes_its_own_side(app: str) -> None:
 def test_the_plan_is_of_parts_that_exist_and_allows_nothing_that_nobody_uses() -> None:
     parts = {part_of(path) for path in LIBRARY}
     assert parts == set(MAY_IMPORT)
-    compositions = ("vocabulary", "parts", "runs", "simulation", "study", "report", "cli")
+    compositions = (
+        *("vocabulary", "parts", "runs", "simulation", "costs", "calibration", "overhead"),
+        *("study", "report", "cli"),
+    )
     for part in (*compositions, "federation", "__init__", "__main__"):
         used = {p for path in LIBRARY if part_of(path) == part for p in parts_imported(path)}
         assert MAY_IMPORT[part] - FOUNDATIONS - used - {"models", "data"} == set(), part

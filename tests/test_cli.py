@@ -73,7 +73,14 @@ def test_a_run_prints_one_json_object_and_reports_every_round_on_standard_error(
     assert summary["wall_seconds"] > 0.0
     assert summary["cpu_seconds"] > 0.0
     parameters = 64 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10
-    assert summary["uplink_bytes"] == summary["downlink_bytes"] == 4 * 4 * parameters
+    dense = 4 * 4 * parameters
+    assert summary["uplink_dense_bytes"] == summary["downlink_dense_bytes"] == dense
+    assert summary["uplink_bytes"] > dense
+    assert summary["downlink_bytes"] > dense
+    assert summary["best_accuracy"] >= summary["test_accuracy"]
+    assert summary["train_flops"] > 0
+    for name in ("local_accuracy", "package_joules", "modelled_seconds", "modelled_joules"):
+        assert summary[name] is None  # nobody asked
     assert re.fullmatch("[0-9a-f]{64}", summary["model_sha256"])
     first, *lines = answer.err.splitlines()
     assert first == "quickstart: starting the inline engine"
@@ -94,6 +101,8 @@ def test_a_quiet_run_says_nothing_but_its_result(cli: CLI, tiny: list[str]) -> N
         "test loss",
         "client updates",
         "uplink",
+        "downlink",
+        "training",
         "client CPU",
         "wall time",
         "model sha256",

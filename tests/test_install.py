@@ -40,6 +40,29 @@ def test_the_wheel_has_no_top_level_name_but_fedsim(wheel):
         assert f"fedsim/flowerapp/{part}" in names
 
 
+def test_the_wheel_carries_the_device_profiles(wheel, tmp_path):
+    """The very files of the checkout, where the installed package looks for them."""
+    sources = {path.name: path.read_bytes() for path in (ROOT / "configs" / "devices").iterdir()}
+    archive = zipfile.ZipFile(wheel)
+    carried = [name for name in archive.namelist() if name.startswith("fedsim/devices/")]
+    assert {Path(name).name: archive.read(name) for name in carried} == sources
+    archive.extractall(tmp_path)
+    code = (
+        "from fedsim.measure import devices as d; "
+        "print(d.profile_directory(), *(d.load_profile(n).name for n in d.profile_names()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,  # before the editable install
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    names = sorted(name.removesuffix(".toml") for name in sources)
+    assert done.stdout.split() == [str(tmp_path / "fedsim" / "devices"), *names]
+
+
 def test_the_installed_command_runs_in_an_empty_directory(wheel, tmp_path):
     """The wheel goes into an environment of its own; only the libraries are borrowed from ours."""
     home, empty = tmp_path / "venv", tmp_path / "empty"

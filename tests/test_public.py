@@ -58,19 +58,35 @@ def test_a_simulation_is_called_as_flower_s() -> None:
         (
             RoundRow,
             "round test_accuracy test_loss clients_trained clients_failed uplink_bytes "
-            "downlink_bytes cpu_seconds wall_seconds",
+            "downlink_bytes uplink_dense_bytes downlink_dense_bytes train_flops cpu_seconds "
+            "wall_seconds package_joules model_compressed_bytes model_zero_fraction "
+            "model_top_1_percent_energy model_top_10_percent_energy model_entropy_bits",
         ),
         (
             ClientRow,
-            "round client examples steps loss_first_step loss_last_step cpu_seconds wall_seconds "
-            "dense_bytes update_norm status error",
+            "round client examples steps examples_processed loss_first_step loss_last_step "
+            "loss_before loss_after accuracy_after train_flops bias_flops optimizer_flops "
+            "activation_elements compare_ops multiply_add_ops division_ops transcendental_ops "
+            "cpu_seconds wall_seconds data_cpu_seconds data_wall_seconds "
+            "serialization_cpu_seconds serialization_wall_seconds evaluation_cpu_seconds "
+            "evaluation_wall_seconds measuring_cpu_seconds measuring_wall_seconds threads cohort "
+            "waiting_seconds others_cpu_seconds saved_bytes model_bytes gradient_bytes "
+            "optimizer_bytes peak_memory_bytes dense_bytes wire_bytes compressed_bytes "
+            "downlink_dense_bytes downlink_wire_bytes zero_fraction zero_fraction_without_blank "
+            "top_1_percent_energy top_10_percent_energy entropy_bits codec_error update_norm "
+            "drift_cosine gradient_ratio_before gradient_ratio_after modelled_seconds "
+            "modelled_joules status error",
         ),
-        (LayerRow, "round client layer parameters update_norm"),
+        (
+            LayerRow,
+            "round client layer phase parameters zero_fraction dead_fraction saturated_fraction "
+            "preactivation_mean preactivation_std gradient_norm update_norm",
+        ),
         (
             Manifest,
             "format_version name status created updated finished error rounds_planned "
             "wall_seconds model_sha256 config_hash engine threads pid host command python platform "
-            "processor cores versions commit library_paths resumed changed",
+            "processor cores versions commit library_paths resumed changed blanks",
         ),
     ],
 )
@@ -95,6 +111,12 @@ def test_the_commands() -> None:
         "study": ["--data-dir", "--format", "--out", "--quiet", "--set"],
         "ls": ["--format"],
         "export": ["--out", "--overwrite", "--to"],
+        "cost": ["--data-dir", "--format", "--memory-mib", "--set"],
+        "bench": [],
+        "bench activations": [
+            *("--activations", "--blocks", "--data-dir", "--format", "--out", "--quiet"),
+            *("--seconds", "--set"),
+        ],
         "data": [],
         "data fetch": ["--data-dir", "--from"],
     }
@@ -110,6 +132,7 @@ def test_the_errors_and_their_exit_codes() -> None:
         "FedsimError": ("Exception", 1),
         "ConfigError": ("FedsimError", 2),
         "DataError": ("FedsimError", 2),
+        "CodecError": ("FedsimError", 1),
         "EngineError": ("FedsimError", 1),
         "RunFailed": ("FedsimError", 1),
         "LedgerError": ("FedsimError", 1),

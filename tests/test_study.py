@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.ledger.read import load
+from fedsim.models.activations import ACTIVATIONS
+from fedsim.report.arms import COSTS
 from fedsim.study.design import Cell, Study, read_study
 from fedsim.study.execute import CellResult, run_cells
 from fedsim.vocabulary import vocabulary
@@ -70,7 +72,10 @@ def read(path: Path, *overrides: str) -> Study:
         ),
         (
             'base = "base.toml"\n[axes]\n"measure.x" = [1]',
-            ["axes.measure.x: unknown key; valid: measure.level"],
+            [
+                "axes.measure.x: unknown key; valid: measure.level, measure.full_every, "
+                "measure.device, measure.energy, measure.calibrate"
+            ],
         ),
         (
             'base = "base.toml"\n[axes]\n"model.width" = 5',
@@ -91,6 +96,15 @@ def read(path: Path, *overrides: str) -> Study:
         (
             'base = "base.toml"\n[axes]\n"engine.workers" = [1, 2]',
             ["axes.engine.workers: changes no result, so it is no axis; use -s engine.workers=..."],
+        ),
+        ('base = "base.toml"\nset = 3', ["set: must be a table of keys and values"]),
+        (
+            'base = "base.toml"\n[set]\n"model.widht" = 5\n[axes]\n"model.depth" = [1]',
+            ["set.model.widht: unknown key; did you mean 'model.width'?"],
+        ),
+        (
+            'base = "base.toml"\n[set]\n"model.width" = 5\n[axes]\n"model.width" = [4, 5]',
+            ["set.model.width: is an axis of this study too; keep one of them"],
         ),
         *(
             (
@@ -123,7 +137,7 @@ def read(path: Path, *overrides: str) -> Study:
         (
             "seeds = 0\ntargets = 2\nfoo = 1\n",
             [
-                "foo: unknown key; valid: axes, base, seeds, targets",
+                "foo: unknown key; valid: axes, base, seeds, set, targets",
                 "seeds = 0: must be a number of at least 1, or a list of seeds",
                 "targets = 2: must be test accuracies, above 0 and at most 1",
                 "base: must name an experiment file",
@@ -226,6 +240,22 @@ def test_a_study_without_axes_is_its_base_over_seeds(write: Callable[..., Path])
     assert read(write(axes="")).targets == (0.9,)
 
 
+def test_what_a_study_sets_counts_more_than_its_base_and_less_than_the_command_line(
+    write: Callable[..., Path],
+) -> None:
+    path = write(
+        "[set]", '"model.width" = 9', '"experiment.seed" = 11', "[set.train]", "epochs = 3"
+    )
+    for overrides, width in (((), 9), (("model.width=10",), 10)):
+        for cell in read(path, *overrides).cells:
+            e = cell.experiment
+            assert (e.model.width, e.train.epochs, e.data.clients) == (width, 3, 5)
+        assert read(path, *overrides).seeds == (11, 12, 13)
+    with pytest.raises(ConfigError) as caught:
+        read(write("[set]", '"model.width" = -1'))
+    assert caught.value.problems == ("model.width = -1: must be at least 0",)
+
+
 def test_axes_may_be_nested_tables(write: Callable[..., Path]) -> None:
     assert read(write(axes="[axes.model]\nwidth = [4, 5]")).axes == ("model.width",)
 
@@ -283,19 +313,25 @@ def test_a_programming_error_is_not_taken_for_a_run_that_failed(
 # The command.
 
 
+def cells_of(line: str) -> list[str]:
+    return re.split(" {2,}", line.strip())
+
+
 def test_a_study_ends_with_its_arms_side_by_side(
     cli: CLI, write: Callable[..., Path], tmp_path: Path
 ) -> None:
     answer = cli("study", write("seeds = 2", "targets = [0.1, 0.9999]"))
     assert answer.code == 0
-    head, _, relu, tanh, *_, done, where = answer.out.rstrip().splitlines()[1:]
+    lines = answer.out.rstrip().splitlines()[1:]
+    head, _, relu, tanh = lines[:4]
     names = ("activation", "test accuracy", "rounds to 10%", "rounds to 99.99%", "client CPU")
-    assert re.split(" {2,}", head.strip()) == [*names, "uplink"]
+    assert cells_of(head) == [*names, "uplink"]
     for line, name in ((relu, "relu"), (tanh, "tanh")):
         assert line.split()[0] == name
         assert line.count("% +- ") == 1
         assert "0 of 2 seeds" in line  # 99.99 % is not reached
         assert "1.0" in line.split()
+    *_, done, where = lines
     assert done.startswith("4 of 4 runs complete, ")
     assert where == "runs: runs/small"
     first, *progress = answer.err.splitlines()
@@ -310,13 +346,100 @@ def test_a_study_ends_with_its_arms_side_by_side(
     ) == [f"small/activation={label}/seed-{seed}" for label in ("relu", "tanh") for seed in (4, 5)]
 
 
+def the_bill(out: str) -> list[str]:
+    """Return the lines of the bill: its head, its kinds, its arms, and what is said of it."""
+    lines = out.partition("\nthe bill\n")[2].splitlines()
+    return [line for line in lines if line.strip() and "──" not in line]
+
+
+def test_the_bill_holds_what_was_asked_for(cli: CLI, write: Callable[..., Path]) -> None:
+    path = write("seeds = 1", "targets = [0.05, 0.9999]")
+    off = the_bill(cli("study", path, "--out", "off", "-s", "measure.level=off").out)
+    assert cells_of(off[0])[0] == "activation"
+    assert "CPU to 5%" in off[0]
+    light = the_bill(cli("study", path, "--out", "light").out)
+    assert cells_of(light[0]) == ["activation", "saved/step", "bytes to 5%", "CPU to 5%"]
+    assert light[1].split() == ["counted", "counted", "measured"]
+    full = the_bill(cli("study", path, "--out", "full", "-s", "measure.level=full").out)
+    assert cells_of(full[0]) == [
+        *("activation", "saved/step", "zero", "dead", "compressed", "bytes to 5%", "CPU to 5%")
+    ]
+    relu, tanh = cells_of(full[2]), cells_of(full[3])
+    assert (relu[0], tanh[0]) == ("relu", "tanh")
+    assert relu[1] == tanh[1]  # both save their result
+    assert relu[2] != "0.0%"
+    assert tanh[2:4] == ["0.0%", "0.0%"]
+    parameters = 64 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10
+    assert f"dense update: {4 * parameters:,} bytes for every arm (counted)" in full
+    assert not [line for line in full if line.startswith("warning")]
+
+
+def test_an_arm_whose_updates_are_larger_is_named(cli: CLI, write: Callable[..., Path]) -> None:
+    axes = '"model.activation" = ["relu", "prelu", "gelu"]'
+    bill = the_bill(cli("study", write("seeds = 1", axes=axes)).out)
+    parameters = 64 * 8 + 8 + 8 * 8 + 8 + 8 * 10 + 10
+    assert (
+        f"dense update: {4 * (parameters + 2):,} bytes for prelu, "
+        f"{4 * parameters:,} bytes for the others (counted)"
+    ) in bill
+
+
+def interval(estimate: float) -> dict[str, float]:
+    return {"estimate": estimate, "low": 0.5 * estimate, "high": 2 * estimate}
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> Path:
+    """A directory for a study, in which the activations' timings lie already."""
+    timings = {
+        "forward_ns": interval(1.5),
+        "backward_ns": interval(2.0),
+        "share_of_step": interval(0.25),
+    }
+    document = {
+        **{"format": 1, "kind": "measured", "unstable": ["blocks are short", "others work"]},
+        "activations": {"relu": timings},
+    }
+    directory = tmp_path / "calibrated"
+    directory.mkdir()
+    (directory / "calibration.json").write_text(json.dumps(document))
+    return directory
+
+
+def test_the_bill_shows_the_timings_that_lie_in_the_study_s_directory(
+    cli: CLI, write: Callable[..., Path], calibrated: Path
+) -> None:
+    path = write("seeds = 1", "targets = []")
+    bill = the_bill(cli("study", path, "--out", calibrated).out)
+    assert cells_of(bill[0]) == ["activation", "step share", "ns/element", "saved/step"]
+    assert bill[1].split() == ["measured", "measured", "counted"]
+    assert cells_of(bill[2])[:3] == ["relu", "25.0%", "3.5"]
+    assert cells_of(bill[3])[:3] == ["tanh", "-", "-"]
+    assert "warning: the timings may not repeat: blocks are short; others work" in bill
+    document = cli("study", path, "--out", calibrated, "--format", "json").json
+    relu, tanh = document["arms"]
+    assert relu["calibration"]["forward_ns"] == {"kind": "measured", **interval(1.5)}
+    assert tanh["calibration"] is None
+    assert document["calibration_unstable"] == ["blocks are short", "others work"]
+
+
+def test_a_damaged_calibration_is_told_before_the_tables(
+    cli: CLI, write: Callable[..., Path], calibrated: Path
+) -> None:
+    (calibrated / "calibration.json").write_text("{}")
+    answer = cli("study", write("seeds = 1"), "--out", calibrated, "-q")
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith(f"error: {calibrated / 'calibration.json'}: no calibration")
+
+
 def test_a_study_as_one_json_document(cli: CLI, write: Callable[..., Path]) -> None:
     path = write("seeds = [0, 1]", "targets = [0.1, 0.9999]")
     answer = cli("study", path, "--out", "s", "--format", "json", "-q")
     assert (answer.code, answer.err) == (0, "")
     document = answer.json
-    assert set(document) == {"study", "out", "cells", "failed", "arms"}
+    assert set(document) == {"study", "out", "cells", "failed", "arms", "calibration_unstable"}
     assert (document["study"], document["out"], document["failed"]) == ("small", "s", [])
+    assert document["calibration_unstable"] is None
     assert [(c["arm"], c["seed"]) for c in document["cells"]] == [
         ({"model.activation": label}, seed) for seed in (0, 1) for label in ("relu", "tanh")
     ]
@@ -325,15 +448,18 @@ def test_a_study_as_one_json_document(cli: CLI, write: Callable[..., Path]) -> N
         assert cell["status"] == "completed"
     assert [arm["arm"] for arm in document["arms"]] == ["relu", "tanh"]
     for arm in document["arms"]:
-        accuracies = [
-            c["test_accuracy"]
-            for c in document["cells"]
-            if c["arm"] == {"model.activation": arm["arm"]}
-        ]
+        ours = [c for c in document["cells"] if c["arm"] == {"model.activation": arm["arm"]}]
+        accuracies = [c["test_accuracy"] for c in ours]
         assert arm["test_accuracy"]["values"] == accuracies
         assert arm["test_accuracy"]["mean"] == pytest.approx(sum(accuracies) / 2)
+        assert arm["uplink_bytes"]["values"] == [c["uplink_bytes"] for c in ours]
+        assert arm["train_flops"]["values"] == [c["train_flops"] for c in ours]
         assert arm["rounds_to_0.1"]["values"] == [1.0, 1.0]
-        assert arm["rounds_to_0.9999"] == {"mean": None, "deviation": None, "values": [None, None]}
+        for cost, kind in COSTS.items():
+            assert arm[f"{cost}_to_0.1"]["kind"] == kind
+            assert arm[f"{cost}_to_0.1"]["mean"] > 0
+            nobody = {"mean": None, "deviation": None, "values": [None, None]}
+            assert arm[f"{cost}_to_0.9999"] == {"kind": kind, **nobody}
 
 
 def test_seeds_that_are_added_run_alone(cli: CLI, write: Callable[..., Path]) -> None:
@@ -445,3 +571,13 @@ def test_the_shipped_study_is_valid() -> None:
     study = read(Path(__file__).parents[1] / "configs" / "activations.toml")
     assert len(study.cells) == 15
     assert json.dumps([cell.arm for cell in study.cells])
+
+
+def test_the_study_of_the_panel_is_on_every_activation_but_the_control() -> None:
+    study = read(Path(__file__).parents[1] / "configs" / "mnist-activations.toml")
+    assert {cell.label for cell in study.cells} == set(ACTIVATIONS) - {"identity"}
+    assert (len(study.cells), study.targets) == (17, (0.95, 0.97))
+    for cell in study.cells:
+        e = cell.experiment
+        assert (e.data.dataset, e.model.name, e.experiment.rounds) == ("mnist", "mlp", 40)
+        assert (e.measure.level, e.measure.full_every, e.measure.calibrate) == ("light", 10, True)

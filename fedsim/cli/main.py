@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 from fedsim import __version__
-from fedsim.cli import data, runs, study
+from fedsim.cli import bench, cost, data, runs, study
 from fedsim.cli import run as run_command
 from fedsim.cli.command import Command
 from fedsim.errors import FedsimError
@@ -32,9 +32,13 @@ app.command("run", cls=Command)(run_command.run)
 app.command("study", cls=Command)(study.study)
 app.command("ls", cls=Command)(runs.ls)
 app.command("export", cls=Command)(runs.export)
+app.command("cost", cls=Command)(cost.cost)
 data_app = typer.Typer(help="Get datasets.", no_args_is_help=True)
 data_app.command("fetch", cls=Command)(data.fetch)
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(help="Measure what things cost on this machine.", no_args_is_help=True)
+bench_app.command("activations", cls=Command)(bench.activations)
+app.add_typer(bench_app, name="bench")
 
 
 @app.callback(invoke_without_command=True)

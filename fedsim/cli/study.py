@@ -24,6 +24,7 @@ from fedsim.cli.progress import progress, say
 from fedsim.errors import RunFailed
 
 if TYPE_CHECKING:
+    from fedsim.report.arms import Arm, Calibration
     from fedsim.study.design import Study
     from fedsim.study.execute import CellResult
 
@@ -99,23 +100,31 @@ def show_study(
     plan: Study, directory: Path, results: Sequence[CellResult], output: OutputFormat
 ) -> None:
     """Print the arms side by side, from their complete runs."""
-    from fedsim.report.arms import summarise_arm
+    from fedsim.report.arms import read_calibration, summarise_arm
     from fedsim.report.summary import run_summary
     from fedsim.report.tables import arms_table, show
 
+    calibration = read_calibration(directory)
     complete = [result for result in results if not result.error]
-    labels = list(dict.fromkeys(result.cell.label for result in results))
+    timings = calibration.activations if calibration else {}
+    activations = {r.cell.label: r.cell.experiment.model.activation for r in results}
     arms = [
-        summarise_arm(label, [r.directory for r in complete if r.cell.label == label], plan.targets)
-        for label in labels
+        summarise_arm(
+            label,
+            [r.directory for r in complete if r.cell.label == label],
+            plan.targets,
+            timings.get(activation),
+        )
+        for label, activation in activations.items()
     ]
     if output is OutputFormat.text:
         axes = ", ".join(axis.rpartition(".")[2] for axis in plan.axes)
         show(arms_table(axes, arms, plan.targets))
         typer.echo(
             f"mean +- standard deviation over {len(plan.seeds)} seeds; client CPU is measured "
-            "(training alone), uplink is counted (dense payload)"
+            "(training alone), uplink is counted (serialised messages)"
         )
+        bill(axes, arms, plan.targets, calibration)
         return
     cells = [
         {"arm": dict(r.cell.arm), "seed": r.cell.seed, **run_summary(r.directory)} for r in complete
@@ -126,4 +135,30 @@ def show_study(
         if r.error
     ]
     document = {"study": plan.name, "out": str(directory), "cells": cells, "failed": failed}
-    typer.echo(json.dumps(document | {"arms": [arm.as_json() for arm in arms]}))
+    unstable = list(calibration.unstable) if calibration else None
+    typer.echo(
+        json.dumps(
+            document | {"arms": [arm.as_json() for arm in arms], "calibration_unstable": unstable}
+        )
+    )
+
+
+def bill(
+    axes: str, arms: Sequence[Arm], targets: Sequence[float], calibration: Calibration | None
+) -> None:
+    """Print what each arm costs, until the study's first target where that is asked."""
+    from fedsim.report.tables import bill_table, dense_line, show
+
+    table = bill_table(axes, arms, targets[0] if targets else None)
+    if table is None:
+        return
+    typer.echo("\nthe bill")
+    show(table)
+    typer.echo(
+        "of one client in a round: saved, compressed, device; of hidden layers after training: "
+        "zero, dead; of all clients together: bytes (both ways), CPU"
+    )
+    if line := dense_line(arms):
+        typer.echo(line)
+    if calibration and calibration.unstable:
+        typer.echo(f"warning: the timings may not repeat: {'; '.join(calibration.unstable)}")

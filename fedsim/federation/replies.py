@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedsim.flower import (
-    ARRAYS,
-    CONTROL,
-    LAYER_NORMS,
-    METRICS,
-    WEIGHT,
-    Instruction,
-    decode_arrays,
-)
-from fedsim.records import ClientRow, LayerRow
+from fedsim.flower import ARRAYS, CONTROL, LAYERS, METRICS, WEIGHT, Instruction, decode_arrays
+from fedsim.records import ClientRow, LayerRow, figures
 
 Arrays = Mapping[str, np.ndarray]
 
-# What a client reports, the ledger's columns: counts with the smallest that makes sense, amounts,
-# and what may be any number, since it is not finite where training diverged.
-COUNTS = {WEIGHT: 1, "steps": 1, "dense_bytes": 0}
-AMOUNTS = ("cpu_seconds", "wall_seconds")
-NUMBERS = ("loss_first_step", "loss_last_step", "update_norm")
+# Without these an answer is not accepted; the other figures of a ClientRow may be blank.
+REQUIRED = (*(WEIGHT, "steps", "loss_first_step", "loss_last_step", "cpu_seconds", "wall_seconds"),)
+# What the server knows better.
+OWN = {"examples", "dense_bytes", "wire_bytes", "downlink_dense_bytes", "downlink_wire_bytes"} | {
+    *("drift_cosine", "modelled_seconds", "modelled_joules"),
+}
+REPORTED = {name: f for name, f in figures(ClientRow).items() if name not in OWN}
+POSITIVE = (WEIGHT, "steps")
 INITIAL_LOSS = "initial_loss"  # an amount, where it was asked for
-KNOWN = {*COUNTS, *AMOUNTS, *NUMBERS, INITIAL_LOSS, LAYER_NORMS}
 LARGEST_COUNT = 2**63 - 1  # that the ledger can store
 
 
@@ -54,11 +49,12 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A cohort's answers, in the order of the clients."""
+    """A cohort's answers, in the order of the clients; ``replies`` are those that came."""
 
     updates: list[Update]
     clients: list[ClientRow]
     layers: list[LayerRow]
+    replies: dict[int, Message]
 
 
 def judge(
@@ -67,6 +63,7 @@ def judge(
     asked: Mapping[int, Message],
     replies: Iterable[Message],
     timeout_seconds: float,
+    read_update: Callable[[RecordDict], Arrays] | None = None,
 ) -> Judged:
     """Accept or reject each client's answer, and record it either way.
 
@@ -79,9 +76,11 @@ def judge(
         asked: the messages that were sent, by client, in the order of the clients.
         replies: what came back, in any order.
         timeout_seconds: how long was waited, for the text.
+        read_update: from a reply's content to the client's model, raising :class:`Rejected`; by
+            default the arrays as they are.
     """
     by_message = {reply.metadata.reply_to_message_id: reply for reply in replies}
-    judged = Judged(updates=[], clients=[], layers=[])
+    judged = Judged(updates=[], clients=[], layers=[], replies={})
     round = instruction.round
     for client, message in asked.items():
         reply = by_message.get(message.metadata.message_id)
@@ -90,39 +89,51 @@ def judge(
             judged.clients.append(
                 ClientRow(round=round, client=client, status="timeout", error=error)
             )
-        elif reply.has_error():
+            continue
+        judged.replies[client] = reply
+        if reply.has_error():
             error = reply.error.reason or f"error code {reply.error.code}"
             judged.clients.append(
                 ClientRow(round=round, client=client, status="failed", error=error)
             )
         else:
-            judge_content(judged, instruction, client, reply)
+            judge_content(judged, instruction, client, reply, read_update)
     return judged
 
 
-def judge_content(judged: Judged, instruction: Instruction, client: int, reply: Message) -> None:
+def judge_content(
+    judged: Judged,
+    instruction: Instruction,
+    client: int,
+    reply: Message,
+    read_update: Callable[[RecordDict], Arrays] | None,
+) -> None:
     """Add one client's answer to the judged: its row, and its update if it is acceptable."""
     round, like, content = instruction.round, instruction.arrays, reply.content
     metrics: MetricRecord | None = None
     try:
         metrics = read_metrics(content, with_initial_loss=instruction.initial_loss)
-        arrays = read_arrays(content, ARRAYS, like)
+        arrays = read_update(content) if read_update else read_arrays(content, ARRAYS, like)
         change = None if instruction.control is None else read_arrays(content, CONTROL, like)
     except Rejected as reason:
         row = client_row(round, client, metrics, status="rejected", error=str(reason))
         judged.clients.append(row)
         return
-    extra = sorted(set(metrics) - KNOWN)
-    note = f"ignored metrics: {', '.join(extra)}" if extra else None
+    extra = sorted(set(metrics) - set(REPORTED) - {WEIGHT, INITIAL_LOSS})
+    notes = [f"ignored metrics: {', '.join(extra)}"] if extra else []
+    try:
+        judged.layers.extend(layer_rows(round, client, content))
+    except ValueError as problem:
+        notes.append(f"ignored layers: {problem}")
     judged.updates.append(
         Update(client=client, reply=reply, arrays=arrays, metrics=metrics, control_change=change)
     )
+    note = "; ".join(notes) or None
     judged.clients.append(client_row(round, client, metrics, status="ok", error=note))
-    judged.layers.extend(layer_rows(round, client, metrics, like))
 
 
 def read_metrics(content: RecordDict, *, with_initial_loss: bool) -> MetricRecord:
-    """Return the client's figures, each present and possible.
+    """Return the client's figures, those that are required and each of them possible.
 
     Raises:
         Rejected: naming the figure.
@@ -130,16 +141,31 @@ def read_metrics(content: RecordDict, *, with_initial_loss: bool) -> MetricRecor
     if METRICS not in content.metric_records:
         raise Rejected(f"the reply has no {METRICS!r} record")
     metrics = content.metric_records[METRICS]
-    amounts = (*AMOUNTS, INITIAL_LOSS) if with_initial_loss else AMOUNTS
-    for name in (*COUNTS, *amounts, *NUMBERS):
-        value = metrics.get(name)
-        if not isinstance(value, (int, float)):
-            raise Rejected(f"metric {name} is {'missing' if value is None else repr(value)}")
-        if name in COUNTS and not (COUNTS[name] <= value <= LARGEST_COUNT and value == int(value)):
-            raise Rejected(f"metric {name} = {value} is not a count of at least {COUNTS[name]}")
-        if name in amounts and not (math.isfinite(value) and value >= 0):
-            raise Rejected(f"metric {name} = {value} is not a finite amount")
+    required = (*REQUIRED, INITIAL_LOSS) if with_initial_loss else REQUIRED
+    for name in required:
+        if name not in metrics:
+            raise Rejected(f"metric {name} is missing")
+    for name in dict.fromkeys((*required, *(name for name in REPORTED if name in metrics))):
+        check_figure(name, metrics[name])
     return metrics
+
+
+def check_figure(name: str, value: object) -> None:
+    """Refuse a figure that cannot be.
+
+    Raises:
+        Rejected: it is no number, or out of its range.
+    """
+    declared = REPORTED.get(name)
+    if not isinstance(value, (int, float)):
+        raise Rejected(f"metric {name} is {value!r}")
+    if name == WEIGHT or (declared and declared.type == "int | None"):
+        least = 1 if name in POSITIVE else 0
+        if not (least <= value <= LARGEST_COUNT and value == int(value)):
+            raise Rejected(f"metric {name} = {value} is not a count of at least {least}")
+    elif not (declared and declared.metadata["signed"]):
+        if not (math.isfinite(value) and value >= 0):
+            raise Rejected(f"metric {name} = {value} is not a finite amount")
 
 
 def read_arrays(content: RecordDict, record: str, like: Arrays) -> dict[str, np.ndarray]:
@@ -176,22 +202,60 @@ def client_row(
     round: int, client: int, metrics: MetricRecord | None, *, status: str, error: str | None
 ) -> ClientRow:
     """Return the ledger's row; figures stay empty where the client gave none."""
-    figures: dict[str, int | float] = {}
+    given: dict[str, Any] = {}
     if metrics is not None:
-        figures = {name: metrics[name] for name in (*AMOUNTS, *NUMBERS)}  # type: ignore[misc]
-        figures |= {"steps": int(metrics["steps"]), "dense_bytes": int(metrics["dense_bytes"])}  # type: ignore[arg-type]
-        figures["examples"] = int(metrics[WEIGHT])  # type: ignore[arg-type]
-    return ClientRow(round=round, client=client, status=status, error=error, **figures)  # type: ignore[arg-type]
+        given = {name: whole(name, metrics[name]) for name in REPORTED if name in metrics}
+        given["examples"] = int(metrics[WEIGHT])  # type: ignore[arg-type]
+    return ClientRow(round=round, client=client, status=status, error=error, **given)  # type: ignore[arg-type]
 
 
-def layer_rows(round: int, client: int, metrics: MetricRecord, like: Arrays) -> Sequence[LayerRow]:
-    """Return a row per array, where the client reported norms (``measure.level = "full"``)."""
-    norms = metrics.get(LAYER_NORMS)
-    if not isinstance(norms, list) or len(norms) != len(like):
+def whole(name: str, value: Any) -> int | float:
+    """Return a count as an int: Flower's other clients may send it as a float."""
+    return int(value) if REPORTED[name].type == "int | None" else value
+
+
+def layer_rows(round: int, client: int, content: RecordDict) -> list[LayerRow]:
+    """Return the rows of a client's layers, where it sent their columns.
+
+    NaN stands for a figure that is blank.
+
+    Raises:
+        ValueError: saying what is wrong with the columns.
+    """
+    if LAYERS not in content.config_records:
         return []
-    return [
-        LayerRow(
-            round=round, client=client, layer=name, parameters=array.size, update_norm=float(norm)
-        )
-        for (name, array), norm in zip(like.items(), norms, strict=True)
+    columns: ConfigRecord = content.config_records[LAYERS]
+    names, phases = columns.get("layer"), columns.get("phase")
+    if not isinstance(names, list) or not isinstance(phases, list) or len(names) != len(phases):
+        raise ValueError("no equally long columns of layer and phase")
+    if not set(phases) <= {"before", "after"} or len(set(zip(names, phases, strict=True))) < len(
+        names
+    ):
+        raise ValueError("a phase that is unknown, or a layer that is named twice")
+    rows: list[dict[str, Any]] = [
+        {"layer": str(name), "phase": phase} for name, phase in zip(names, phases, strict=True)
     ]
+    for column, declared in figures(LayerRow).items():
+        values = columns.get(column)
+        if values is None:
+            continue
+        if not isinstance(values, list) or len(values) != len(rows):
+            raise ValueError(f"{column} is no column of {len(rows)} figures")
+        for row, value in zip(rows, values, strict=True):
+            row[column] = layer_figure(column, value, signed=declared.metadata["signed"])
+    return [LayerRow(round=round, client=client, **row) for row in rows]
+
+
+def layer_figure(column: str, value: Any, *, signed: bool) -> int | float | None:
+    """Return one figure of a layer; None for NaN.
+
+    Raises:
+        ValueError: it is not possible.
+    """
+    if not isinstance(value, (int, float)):
+        raise ValueError(f"{column} = {value!r} is no number")
+    if math.isnan(value):
+        return None
+    if not signed and not 0 <= value <= LARGEST_COUNT:
+        raise ValueError(f"{column} = {value} is not a finite amount")
+    return int(value) if column == "parameters" else value

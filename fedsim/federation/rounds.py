@@ -5,17 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedsim.errors import RunFailed
+from fedsim.federation.billing import (
+    Evaluation,
+    Price,
+    bill_clients,
+    bill_model,
+    bill_round,
+    global_layers,
+)
 from fedsim.federation.replies import Judged, judge
 from fedsim.federation.strategy import Aggregator
+from fedsim.federation.transport import Transport
 from fedsim.flower import encode_instruction
-from fedsim.measure.payload import dense_bytes
+from fedsim.measure.energy import Energy, not_measured
 from fedsim.records import ClientRow, LayerRow, RoundRow
 
 Arrays = Mapping[str, np.ndarray]
@@ -38,6 +49,7 @@ class RoundOutcome:
     clients: list[ClientRow]
     layers: list[LayerRow]
     arrays: Arrays
+    energy: Energy
 
 
 def federated_rounds(
@@ -50,9 +62,13 @@ def federated_rounds(
     choose: Callable[[int], list[int]],
     node_of: Callable[[int], int],
     learning_rate: Callable[[int], float],
-    evaluate: Callable[[Arrays], tuple[float, float]],
+    level: Callable[[int], str],
+    transport: Transport,
+    evaluate: Callable[[Arrays, str], Evaluation],
     evaluate_every: int,
     timeout_seconds: float,
+    price: Price | None = None,
+    energy: Callable[[], AbstractContextManager[Energy]] = not_measured,
 ) -> Iterator[RoundOutcome]:
     """Run rounds ``first`` to ``last`` and yield each one's outcome (McMahan et al. 2017, alg. 1).
 
@@ -61,44 +77,52 @@ def federated_rounds(
         choose: from round to partition ids, in increasing order.
         node_of: from partition id to node id.
         learning_rate: from round to the clients' learning rate.
-        evaluate: from a model to its test accuracy and loss.
+        level: from round to how much is measured.
+        transport: how the model comes down and updates go up.
+        evaluate: from a model and a level to what it is worth on the test part.
+        price: from a client's row to its modelled figures.
+        energy: measures what the processor takes for a round.
 
     Raises:
         RoundFailed: no client's update could be used, or they gave no finite model or test loss.
     """
     for round in range(first, last + 1):
         started = time.perf_counter()
-        clients = choose(round)
-        nodes = [node_of(client) for client in clients]
-        rate = learning_rate(round)
-        instruction = aggregator.instruct(round, arrays, rate, nodes)
-        content = encode_instruction(instruction)
-        messages = [Message(content, n, MessageType.TRAIN, group_id=str(round)) for n in nodes]
-        replies = grid.send_and_receive(messages, timeout=timeout_seconds)
-        judged = judge(
-            instruction,
-            asked=dict(zip(clients, messages, strict=True)),
-            replies=replies,
-            timeout_seconds=timeout_seconds,
-        )
-        sent = (dense_bytes(arrays) + dense_bytes(instruction.control or {})) * len(messages)
-        arrays = next_model(round, aggregator, arrays, judged)
-        due = round % evaluate_every == 0 or round == last
-        accuracy, loss = evaluate(arrays) if due else (None, None)
-        if loss is not None and not math.isfinite(loss):
-            raise RoundFailed(f"round {round}: the test loss is {loss}; {DIVERGED}", judged.clients)
-        row = RoundRow(
-            round=round,
-            test_accuracy=accuracy,
-            test_loss=loss,
-            clients_trained=len(judged.updates),
-            clients_failed=len(clients) - len(judged.updates),
-            uplink_bytes=sum(row.dense_bytes or 0 for row in judged.clients),
-            downlink_bytes=sent,
-            cpu_seconds=sum(row.cpu_seconds or 0.0 for row in judged.clients),
+        with energy() as spent:
+            clients = choose(round)
+            nodes = [node_of(client) for client in clients]
+            plain = aggregator.instruct(round, arrays, learning_rate(round), nodes)
+            instruction, received = transport.down(replace(plain, level=level(round)))
+            content = encode_instruction(instruction)
+            messages = [Message(content, n, MessageType.TRAIN, group_id=str(round)) for n in nodes]
+            asked = dict(zip(clients, messages, strict=True))
+            replies = grid.send_and_receive(messages, timeout=timeout_seconds)
+            judged = judge(
+                instruction,
+                asked=asked,
+                replies=replies,
+                timeout_seconds=timeout_seconds,
+                read_update=partial(transport.up, like=arrays, received=received),
+            )
+            judged = replace(judged, clients=bill_clients(judged, instruction, asked, price))
+            arrays = next_model(round, aggregator, arrays, judged)
+            due = round % evaluate_every == 0 or round == last
+            tested = evaluate(arrays, instruction.level) if due else Evaluation()
+        if tested.loss is not None and not math.isfinite(tested.loss):
+            text = f"round {round}: the test loss is {tested.loss}; {DIVERGED}"
+            raise RoundFailed(text, judged.clients)
+        row = bill_round(
+            round,
+            judged.clients,
+            tested,
+            **bill_model(received, instruction.level),
+            package_joules=spent.joules,
             wall_seconds=time.perf_counter() - started,
         )
-        yield RoundOutcome(row=row, clients=judged.clients, layers=judged.layers, arrays=arrays)
+        layers = [*judged.layers, *global_layers(round, tested)]
+        yield RoundOutcome(
+            row=row, clients=judged.clients, layers=layers, arrays=arrays, energy=spent
+        )
 
 
 def next_model(round: int, aggregator: Aggregator, arrays: Arrays, judged: Judged) -> Arrays:

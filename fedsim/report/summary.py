@@ -2,39 +2,95 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim import units
 from fedsim.ledger.read import Run, load
+from fedsim.measure.convergence import (
+    area_under_curve,
+    best_accuracy,
+    final_accuracy,
+    gini,
+    worst_decile,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
 
 def run_summary(path: Path) -> dict[str, Any]:
     """Return a run's figures as JSON values; None where there is none.
 
-    ``test_accuracy`` (in [0, 1]) and ``test_loss`` are of the last evaluated round; the bytes are
-    counted dense payloads; ``cpu_seconds`` is measured, local training alone, summed over
-    clients; ``wall_seconds`` covers the whole run.
+    Accuracies are in [0, 1]; ``test_accuracy`` and ``test_loss`` are of the last evaluated round.
+
+    - Counted: ``uplink_bytes`` and ``downlink_bytes`` (serialised messages), the dense payloads
+      in them, ``train_flops``, ``local_accuracy`` (of the clients' own models after training, in
+      the last round that looked).
+    - Measured: ``cpu_seconds`` (local training alone, summed over clients), ``wall_seconds`` (the
+      whole run), ``package_joules`` (the whole processor, during the rounds).
+    - Modelled: ``modelled_seconds`` and ``modelled_joules``, summed over clients.
+
+    A sum over rounds of which one has no figure is None, since the others' sum is no total.
     """
     run = load(path)
-    rounds, tested = run.rounds, run.rounds.dropna(subset=["test_accuracy"])
-    last = tested.iloc[-1] if len(tested) else None
+    rounds, clients = run.rounds, run.clients
+    evaluated, accuracy = curve(run)
+    losses = [float(value) for value in rounds.test_loss[rounds.test_accuracy.notna()]]
     return {
         "run": str(path),
         "name": run.manifest.name,
         "status": run.status,
         "error": run.manifest.error,
         "rounds": run.last_round,
-        "test_accuracy": None if last is None else float(last.test_accuracy),
-        "test_loss": None if last is None or last.isna().test_loss else float(last.test_loss),
+        "test_accuracy": final_accuracy(accuracy),
+        "best_accuracy": best_accuracy(accuracy),
+        "area_under_curve": area_under_curve(evaluated, accuracy),
+        "test_loss": losses[-1] if losses and math.isfinite(losses[-1]) else None,
+        "local_accuracy": local_accuracy(run),
         "clients_trained": int(rounds.clients_trained.sum()),
         "clients_failed": clients_failed(run),
-        "uplink_bytes": int(rounds.uplink_bytes.sum()),
-        "downlink_bytes": int(rounds.downlink_bytes.sum()),
-        "cpu_seconds": float(rounds.cpu_seconds.sum()),
+        "uplink_bytes": total(rounds.uplink_bytes),
+        "downlink_bytes": total(rounds.downlink_bytes),
+        "uplink_dense_bytes": total(rounds.uplink_dense_bytes),
+        "downlink_dense_bytes": total(rounds.downlink_dense_bytes),
+        "train_flops": total(rounds.train_flops),
+        "cpu_seconds": total(rounds.cpu_seconds),
         "wall_seconds": run.manifest.wall_seconds,
+        # No round was ever free of charge: a sum of 0 is one over no rounds.
+        "package_joules": total(rounds.package_joules) or None,
+        "modelled_seconds": total(clients.modelled_seconds.dropna()) or None,
+        "modelled_joules": total(clients.modelled_joules.dropna()) or None,
         "model_sha256": run.manifest.model_sha256,
     }
+
+
+def total(column: pd.Series) -> Any:
+    """Sum a column exactly, of whatever length; None where one of its figures is missing."""
+    return None if column.isna().any() else sum(column.tolist())
+
+
+def curve(run: Run) -> tuple[list[float], list[float]]:
+    """Return the evaluated rounds, and the test accuracy after each."""
+    tested = run.rounds.dropna(subset=["test_accuracy"])
+    return [float(r) for r in tested["round"]], [float(a) for a in tested.test_accuracy]
+
+
+def local_accuracy(run: Run) -> dict[str, float | None] | None:
+    """Return how well the clients' own models do on their own data, and how evenly.
+
+    This is of the last completed round in which clients looked (``measure.level = "full"``);
+    clients that did not say are left out.
+    """
+    clients = run.clients
+    looked = clients[clients["round"] <= run.last_round].dropna(subset=["accuracy_after"])
+    values = [float(v) for v in looked.accuracy_after[looked["round"] == looked["round"].max()]]
+    if not values:
+        return None
+    mean = math.fsum(values) / len(values)
+    return {"mean": mean, "worst_decile": worst_decile(values), "gini": gini(values)}
 
 
 def clients_failed(run: Run) -> int:
@@ -43,18 +99,41 @@ def clients_failed(run: Run) -> int:
 
 
 def run_lines(summary: dict[str, Any]) -> list[str]:
-    """Return the summary as lines for people."""
-    lines = [
-        f"{summary['name']}: {summary['status']} after {summary['rounds']} rounds",
-        f"  test accuracy   {units.shown(summary['test_accuracy'], units.percent)}",
-        f"  test loss       {units.shown(summary['test_loss'])}",
-        f"  client updates  {summary['clients_trained']} used, {summary['clients_failed']} not",
-        f"  uplink          {units.size(summary['uplink_bytes'])} (counted, dense payload)",
-        f"  client CPU      {units.seconds(summary['cpu_seconds'])} (measured, training alone)",
-        f"  wall time       {units.shown(summary['wall_seconds'], units.seconds)}",
-        f"  model sha256    {summary['model_sha256'] or units.MISSING}",
-        f"  run             {summary['run']}",
-    ]
-    if summary["error"]:
-        lines.insert(1, f"  error           {summary['error']}")
-    return lines
+    """Return the summary as lines for people; a figure that nobody asked for has none."""
+    head = f"{summary['name']}: {summary['status']} after {summary['rounds']} rounds"
+    return [head, *(f"  {name:<15} {text}" for name, text in details(summary) if text)]
+
+
+def details(summary: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """Yield what there is to say of a run by name; of some, nothing."""
+    percent, seconds, size, joules = units.percent, units.seconds, units.size, units.joules
+
+    def shown(name: str, unit: Callable[[float], str] = units.number) -> str:
+        return units.shown(summary[name], unit)
+
+    best, average = shown("best_accuracy", percent), shown("area_under_curve", percent)
+    more = f" (counted; best {best}, mean of the curve {average})"
+    looked = "" if summary["best_accuracy"] is None else more
+    local = summary["local_accuracy"]
+
+    yield "error", summary["error"]
+    yield "test accuracy", shown("test_accuracy", percent) + looked
+    yield "test loss", f"{shown('test_loss')} (counted)"
+    if local:
+        spread = f"worst tenth of the clients {percent(local['worst_decile'])}"
+        text = f"{percent(local['mean'])} (counted; {spread}, Gini {units.number(local['gini'])})"
+        yield "local accuracy", text
+    yield "client updates", f"{summary['clients_trained']} used, {summary['clients_failed']} not"
+    for way in ("uplink", "downlink"):
+        sent, dense = shown(f"{way}_bytes", size), shown(f"{way}_dense_bytes", size)
+        yield way, f"{sent} (counted, serialised; dense {dense})"
+    yield "training", f"{shown('train_flops', units.flops)} (counted, matrix products)"
+    yield "client CPU", f"{shown('cpu_seconds', seconds)} (measured, training alone)"
+    yield "wall time", f"{shown('wall_seconds', seconds)} (measured)"
+    if summary["package_joules"] is not None:
+        yield "energy", f"{shown('package_joules', joules)} (measured, whole processor)"
+    if summary["modelled_seconds"] is not None:
+        modelled = shown("modelled_seconds", seconds), shown("modelled_joules", joules)
+        yield "on the device", f"{', '.join(modelled)} (modelled, summed over clients)"
+    yield "model sha256", summary["model_sha256"] or units.MISSING
+    yield "run", summary["run"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -12,11 +11,10 @@ from rich.table import Table
 
 from fedsim import units
 from fedsim.ledger.read import RunSummary
+from fedsim.report.arms import Arm, Spread, kind_of, to_target
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from fedsim.report.arms import Arm, Spread
+# A column of figures: its title, the figure of an arm, and how that is printed.
+Column = tuple[str, str, Callable[[float], str]]
 
 # Without a terminal a table is as wide as it needs to be: files and pipes do not wrap.
 UNBOUNDED = 10_000
@@ -55,18 +53,82 @@ def runs_table(runs: Sequence[RunSummary]) -> Table:
 
 def arms_table(axis: str, arms: Sequence[Arm], targets: Sequence[float]) -> Table:
     """A line for each arm of a study: mean +- standard deviation over the seeds."""
-    reach = [f"rounds to {100 * target:g}%" for target in targets]
-    figures = ["test accuracy", *reach, "client CPU", "uplink"]
-    table = plain_table(axis, *figures, right=figures)
+    reach = [(f"rounds to {100 * t:g}%", to_target("rounds", t), rounds_text) for t in targets]
+    columns: list[Column] = [
+        ("test accuracy", "test_accuracy", units.percent),
+        *reach,
+        ("client CPU", "cpu_seconds", units.seconds),
+        ("uplink", "uplink_bytes", units.size),
+    ]
+    return figures_table(axis, arms, columns)
+
+
+def bill_table(axis: str, arms: Sequence[Arm], target: float | None) -> Table | None:
+    """What each arm of a study costs, with each column's kind; None if nobody asked for anything.
+
+    Args:
+        axis: names what tells the arms apart.
+        target: the accuracy until which bytes and seconds are counted; None for none.
+    """
+    columns = [
+        (f"{title}\n{kind_of(figure)}", figure, unit)
+        for title, figure, unit in bill_columns(target)
+        if any(arm.spread(figure).values for arm in arms)
+    ]
+    return figures_table(f"{axis}\n", arms, columns) if columns else None
+
+
+def bill_columns(target: float | None) -> list[Column]:
+    """Return the columns of the bill, those that nobody asked for among them."""
+    columns: list[Column] = [
+        ("step share", "share_of_step", units.percent),
+        ("ns/element", "ns_per_element", units.number),
+        ("saved/step", "saved_bytes", units.size),
+        ("zero", "hidden_zero_fraction", units.percent),
+        ("dead", "hidden_dead_fraction", units.percent),
+        ("compressed", "compressed_bytes", units.size),
+    ]
+    if target is not None:
+        reach = f"to {100 * target:g}%"
+        columns += [
+            (f"bytes {reach}", to_target("bytes", target), units.size),
+            (f"CPU {reach}", to_target("cpu_seconds", target), units.seconds),
+        ]
+    return [
+        *columns,
+        ("device time", "modelled_seconds_per_client", units.seconds),
+        ("device energy", "modelled_joules_per_client", units.joules),
+    ]
+
+
+def figures_table(axis: str, arms: Sequence[Arm], columns: Sequence[Column]) -> Table:
+    """A line for each arm, and its figures."""
+    titles = [title for title, _, _ in columns]
+    table = plain_table(axis, *titles, right=titles)
     for arm in arms:
         table.add_row(
-            arm.label,
-            with_spread(arm.test_accuracy, units.percent),
-            *(with_spread(arm.rounds_to[target], rounds_text) for target in targets),
-            with_spread(arm.cpu_seconds, units.seconds),
-            with_spread(arm.uplink_bytes, units.size),
+            arm.label, *(with_spread(arm.spread(figure), unit) for _, figure, unit in columns)
         )
     return table
+
+
+def dense_line(arms: Sequence[Arm]) -> str | None:
+    """Say what a client's update takes uncompressed, and which arms differ in it; None if unknown.
+
+    It is the same for all activations but those that have parameters of their own.
+    """
+    labels: dict[float, list[str]] = {}
+    for arm in arms:
+        for value in dict.fromkeys(arm.spread("dense_bytes").reached):
+            labels.setdefault(value, []).append(arm.label)
+    if not labels:
+        return None
+    *fewer, most = sorted(labels, key=lambda value: len(labels[value]))
+    others = "the others" if len(labels[most]) > 1 else labels[most][0]
+    parts = [(", ".join(labels[value]), value) for value in fewer]
+    parts.append((others if fewer else "every arm", most))
+    said = ", ".join(f"{value:,.0f} bytes for {who}" for who, value in parts)
+    return f"dense update: {said} (counted)"
 
 
 def rounds_text(value: float) -> str:

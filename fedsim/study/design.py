@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fedsim.config import (
 )
 from fedsim.errors import ConfigError, nearest
 
-KEYS = ("base", "axes", "seeds", "targets")
+KEYS = ("base", "set", "axes", "seeds", "targets")
 DEFAULT_SEEDS = 3
 DEFAULT_TARGETS = (0.9,)
 
@@ -60,10 +60,11 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
     """Read a study file and check every cell of it.
 
     Args:
-        path: a TOML file: ``base`` (an experiment file, relative to this one), ``[axes]`` (dotted
-            keys to lists of values), ``seeds`` (how many from the base's on, or a list) and
-            ``targets`` (test accuracies).
-        overrides: of the base, as on the command line.
+        path: a TOML file: ``base`` (an experiment file, relative to this one), ``[set]`` (dotted
+            keys to values that count more than the base's), ``[axes]`` (dotted keys to lists of
+            values), ``seeds`` (how many from the base's on, or a list) and ``targets`` (test
+            accuracies).
+        overrides: of base and ``[set]``, as on the command line.
         vocabulary: as for :func:`fedsim.config.read`.
 
     Raises:
@@ -75,6 +76,7 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
     seeds = read_seeds(raw.get("seeds", DEFAULT_SEEDS), problems)
     targets = read_targets(raw.get("targets", DEFAULT_TARGETS), problems)
     base = read_base(path, raw.get("base"), problems)
+    base |= read_settings(raw.get("set", {}), axes, problems)
     problems += [
         f"-s {text}: is an axis of this study; change [axes] instead"
         for text in overrides
@@ -98,6 +100,19 @@ def read_base(path: Path, name: object, problems: list[str]) -> dict[str, Any]:
         problems.append("base: must name an experiment file")
         return {}
     return flatten(config.read_toml(path.parent / name))
+
+
+def read_settings(raw: object, axes: Collection[str], problems: list[str]) -> dict[str, Any]:
+    """Return what counts more than the base: dotted key to value; the cells check the values."""
+    settings = flatten(raw) if isinstance(raw, Mapping) else {}
+    if not isinstance(raw, Mapping):
+        problems.append("set: must be a table of keys and values")
+    for key in settings:
+        if key not in fields_by_key():
+            problems.append(f"set.{key}: unknown key; {nearest_key(key)}")
+        elif key in axes:
+            problems.append(f"set.{key}: is an axis of this study too; keep one of them")
+    return settings
 
 
 def read_axes(raw: object, problems: list[str]) -> dict[str, list[Any]]:

@@ -1,0 +1,163 @@
+"""What the server adds to the clients' rows, and the row of the round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+
+from fedsim.federation.replies import LARGEST_COUNT, Judged, Update
+from fedsim.flower import Instruction
+from fedsim.measure.devices import load_profile, modelled
+from fedsim.measure.energy import Energy
+from fedsim.measure.health import LayerHealth
+from fedsim.measure.payload import cosine, dense_bytes, flat_update, update_statistics
+from fedsim.records import SERVER, ClientRow, LayerRow, RoundRow
+from fedsim.wire import message_bytes
+
+Arrays = Mapping[str, np.ndarray]
+Price = Callable[[ClientRow], Mapping[str, float]]
+
+# What a device's seconds and joules are modelled from, and the columns that hold it.
+MODELLED_FROM = {
+    **{name: name for name in ("train_flops", "bias_flops", "optimizer_flops")},
+    **{f"{kind}_ops": f"{kind}_ops" for kind in ("compare", "multiply_add", "division")},
+    "transcendental_ops": "transcendental_ops",
+    "uplink_bytes": "wire_bytes",
+    "downlink_bytes": "downlink_wire_bytes",
+}
+NEEDS_LINUX = {
+    "peak_memory_bytes": "a client could not reset /proc/self/clear_refs (Linux alone has it)",
+    "waiting_seconds": "a client could not read /proc/thread-self/schedstat (Linux alone has it)",
+    "others_cpu_seconds": "a client could not read /proc/stat (Linux alone has it)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The new model on the test part: accuracy in [0, 1], mean loss, and its layers at ``full``."""
+
+    accuracy: float | None = None
+    loss: float | None = None
+    layers: Sequence[LayerHealth] = ()
+
+
+def bill_clients(
+    judged: Judged, instruction: Instruction, asked: Mapping[int, Message], price: Price | None
+) -> list[ClientRow]:
+    """Return the clients' rows with the figures that only the server has.
+
+    Args:
+        judged: a cohort's answers, before they are aggregated.
+        instruction: what they were asked, with the model that they are relative to.
+        asked: the messages that were sent, by client.
+        price: from a row to its modelled figures, on the device of ``measure.device``.
+    """
+    if instruction.level == "off":
+        return judged.clients
+    # Arrays as large as the model, twice with a control variate: the same for every client.
+    dense = dense_bytes(instruction.arrays) + dense_bytes(instruction.control or {})
+    drift = drift_cosines(judged.updates, instruction.arrays) if instruction.level == "full" else {}
+    rows: list[ClientRow] = []
+    for row in judged.clients:
+        reply = judged.replies.get(row.client)
+        billed = replace(
+            row,
+            dense_bytes=None if reply is None or reply.has_error() else dense,
+            wire_bytes=None if reply is None else message_bytes(reply),
+            downlink_dense_bytes=dense,
+            downlink_wire_bytes=message_bytes(asked[row.client]),
+            drift_cosine=drift.get(row.client),
+        )
+        rows.append(replace(billed, **price(billed)) if price else billed)  # type: ignore[arg-type]
+    return rows
+
+
+def drift_cosines(updates: Sequence[Update], model: Arrays) -> dict[int, float | None]:
+    """Return the cosine of each client's update with the cohort's unweighted mean update."""
+    flat = [flat_update(model, update.arrays) for update in updates]
+    mean = np.zeros(flat[0].size if flat else 0)
+    for update in flat:
+        mean += update
+    return {u.client: cosine(vector, mean) for u, vector in zip(updates, flat, strict=True)}
+
+
+def bill_model(model: Arrays, level: str) -> dict[str, Any]:
+    """Return the figures of the model that came down, one copy, as columns of the round."""
+    if level != "full":
+        return {}
+    flat = flat_update({name: np.zeros_like(value) for name, value in model.items()}, model)
+    statistics = update_statistics(flat, blank=None)
+    statistics["zero_fraction"] = statistics.pop("zero_fraction_without_blank")
+    return {f"model_{name}": value for name, value in statistics.items()}
+
+
+def bill_round(
+    round: int, rows: Sequence[ClientRow], evaluation: Evaluation, **figures: Any
+) -> RoundRow:
+    """Return the round's row: its own figures, and the sums over the clients' rows."""
+
+    def total(column: str) -> Any:
+        values = [value for row in rows if (value := getattr(row, column)) is not None]
+        # Figures are what clients claim: a sum that no ledger can hold is left blank.
+        return sum(values) if values and sum(values) <= LARGEST_COUNT else None
+
+    trained = sum(row.status == "ok" for row in rows)
+    return RoundRow(
+        round=round,
+        test_accuracy=evaluation.accuracy,
+        test_loss=evaluation.loss,
+        clients_trained=trained,
+        clients_failed=len(rows) - trained,
+        uplink_bytes=total("wire_bytes"),
+        downlink_bytes=total("downlink_wire_bytes"),
+        uplink_dense_bytes=total("dense_bytes"),
+        downlink_dense_bytes=total("downlink_dense_bytes"),
+        train_flops=total("train_flops"),
+        cpu_seconds=total("cpu_seconds") or 0.0,
+        **figures,
+    )
+
+
+def global_layers(round: int, evaluation: Evaluation) -> list[LayerRow]:
+    """Return the rows of the new model's layers."""
+    return [
+        LayerRow(round=round, client=SERVER, phase="global", **asdict(layer))
+        for layer in evaluation.layers
+    ]
+
+
+def modelled_price(device: str) -> Price | None:
+    """Return what models a client's visit on a device; None where no device is named.
+
+    Args:
+        device: as in ``measure.device``.
+
+    Raises:
+        ConfigError: there is no such profile, or it is wrong.
+    """
+    if not device:
+        return None
+    profile = load_profile(device)
+
+    def price(row: ClientRow) -> dict[str, float]:
+        counts = {name: getattr(row, column) for name, column in MODELLED_FROM.items()}
+        if any(value is None for value in counts.values()):
+            return {}
+        cost = modelled(profile, **counts)
+        return {"modelled_seconds": cost.seconds, "modelled_joules": cost.joules}
+
+    return price
+
+
+def why_blank(clients: Sequence[ClientRow], energy: Energy) -> dict[str, str]:
+    """Return the figures that were asked for and could not be had, and why."""
+    blanks = {} if energy.reason is None else {"package_joules": energy.reason}
+    billed = [row for row in clients if row.status == "ok" and row.train_flops is not None]
+    for column, reason in NEEDS_LINUX.items():
+        if any(getattr(row, column) is None for row in billed):
+            blanks[column] = reason
+    return blanks

@@ -1,0 +1,31 @@
+"""The new model on the test part, as far as the level asks."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import Module
+
+from fedsim.federation.billing import Evaluation
+from fedsim.measure.evaluation import evaluate
+from fedsim.measure.health import look, probe_indices
+from fedsim.randomness import stream
+
+
+def examine(
+    model: Module, x: Tensor, y: Tensor, *, level: str, activation: str, seed: int
+) -> Evaluation:
+    """Return accuracy and loss, and at level ``full`` the health of every layer.
+
+    Args:
+        model: with the new parameters in it.
+        x, y: the test part.
+        level: how much is measured.
+        activation: the model's, as the registry writes it.
+        seed: the experiment's; it fixes the probe batch.
+    """
+    if level != "full":
+        accuracy, loss = evaluate(model, x, y)
+        return Evaluation(accuracy=accuracy, loss=loss)
+    probe = probe_indices(len(y), stream(seed, "test-probe"))
+    health = look(model, x, y, probe=probe, activation=activation)
+    return Evaluation(accuracy=health.accuracy, loss=health.loss, layers=health.layers)

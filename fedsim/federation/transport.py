@@ -1,0 +1,85 @@
+"""How the model comes down and how updates go up: as arrays, or through a codec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fedsim import codecs
+from fedsim.config import UpdateTable
+from fedsim.errors import CodecError
+from fedsim.federation.replies import Rejected, read_arrays
+from fedsim.flower import ARRAYS, CODED, Instruction, decode_payload
+from fedsim.randomness import stream
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transport:
+    """The server's ends of both directions; ``clients/sending.py`` has the client's.
+
+    The server keeps its model in full precision: where the model comes down coded, a client's
+    change is relative to what the client received, and is added to what the server has.
+    """
+
+    update: UpdateTable
+    seed: int
+
+    def down(self, instruction: Instruction) -> tuple[Instruction, Arrays]:
+        """Return the instruction as it is sent, and the model as clients receive it.
+
+        Raises:
+            CodecError: the model cannot be coded: it is too large for float16.
+        """
+        if self.update.downlink == "none":
+            return instruction, instruction.arrays
+        payload = codecs.encode(
+            instruction.arrays,
+            codec=self.update.downlink,
+            coder=self.update.coder,
+            zstd_level=self.update.zstd_level,
+            topk_fraction=self.update.topk_fraction,
+            rng=stream(self.seed, "downlink", round=instruction.round),
+        )
+        received = codecs.decode(payload, instruction.arrays)
+        return replace(instruction, coded=payload), received
+
+    def up(self, content: RecordDict, like: Arrays, received: Arrays) -> dict[str, np.ndarray]:
+        """Return a client's model, relative to the server's, from its reply.
+
+        Args:
+            content: the reply's.
+            like: the server's model.
+            received: the model as the client received it.
+
+        Raises:
+            Rejected: the reply holds no acceptable update.
+        """
+        if self.update.codec == "none" and self.update.coder == "none":
+            model = read_arrays(content, ARRAYS, like)
+        else:
+            decoded = read_payload(content, like)
+            if self.update.codec != "none":
+                return {name: value + decoded[name] for name, value in like.items()}
+            model = decoded
+        if received is like:
+            return model
+        return {name: value + (model[name] - received[name]) for name, value in like.items()}
+
+
+def read_payload(content: RecordDict, like: Arrays) -> dict[str, np.ndarray]:
+    """Return the arrays of a coded update.
+
+    Raises:
+        Rejected: it is missing, damaged or of another model.
+    """
+    if CODED not in content.array_records:
+        raise Rejected(f"the reply has no {CODED!r} record")
+    try:
+        return codecs.decode(decode_payload(content.array_records[CODED]), like)
+    except (CodecError, ValueError) as error:
+        raise Rejected(f"{CODED}: {error}") from error

@@ -1,0 +1,189 @@
+"""Timings that can be believed: one pinned thread, intervals, and warnings where they are due."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats  # type: ignore[import-untyped]
+
+from fedsim import units
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+# The limits of pyperf's "check" command.
+LARGEST_DEVIATION = 0.1
+LARGEST_DISTANCE = 0.5
+SHORTEST_BLOCK_SECONDS = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate and its 95% confidence interval, all in the unit of the figure's name."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What timings depend on. ``pinned`` is the core that the thread was kept on, if it could be.
+
+    ``processor`` is the model's name, ``cores`` how many the process may use, ``torch`` the
+    version, ``threads`` how many torch computed with.
+    """
+
+    processor: str
+    cores: int
+    platform: str
+    torch: str
+    threads: int
+    pinned: int | None
+
+
+def median_interval(values: Sequence[float], rng: np.random.Generator) -> Interval:
+    """Return the median of block means with its bootstrap percentile interval.
+
+    The median, because a block in which something else ran is too long by any amount. The
+    percentile interval (Efron, 1979), because SciPy's BCa is undefined where blocks are equal.
+
+    Args:
+        values: one for each block, at least one, finite.
+        rng: draws the resamples.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    estimate = float(np.median(data))
+    if len(data) < 2:
+        return Interval(estimate=estimate, low=estimate, high=estimate)
+    found = stats.bootstrap(
+        (data,),
+        np.median,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        vectorized=True,
+        random_state=rng,
+    ).confidence_interval
+    return Interval(estimate=estimate, low=float(found.low), high=float(found.high))
+
+
+def instabilities(
+    what: str, blocks: Mapping[str, Sequence[float]], shortest_seconds: float
+) -> list[str]:
+    """Say why timings may not repeat; the checks and limits are those of pyperf's ``check``.
+
+    The relative standard deviation of the blocks reaches 10%; a block is 50% away from their
+    mean; a block took less than 1 ms. A line for each check names the worst offender.
+
+    Args:
+        what: is timed, such as ``"forward"``.
+        blocks: by name, the times of its blocks, two or more above 0, in any one unit.
+        shortest_seconds: what the shortest of all blocks took.
+    """
+    data = {name: np.asarray(values, dtype=np.float64) for name, values in blocks.items()}
+    deviation = {name: float(v.std(ddof=1) / v.mean()) for name, v in data.items()}
+    distance = {name: float(abs(v / v.mean() - 1).max()) for name, v in data.items()}
+    checks = (
+        ("the standard deviation of the blocks is {} of their mean", deviation, LARGEST_DEVIATION),
+        ("a block is {} away from the mean of the blocks", distance, LARGEST_DISTANCE),
+    )
+    found = []
+    for text, shares, limit in checks:
+        over = [name for name in sorted(shares, key=lambda n: -shares[n]) if shares[name] >= limit]
+        if over:
+            others = f" and {len(over) - 1} more" if len(over) > 1 else ""
+            share = units.percent(shares[over[0]])
+            found.append(f"{what}: {text.format(share)} ({over[0]}{others})")
+    if shortest_seconds < SHORTEST_BLOCK_SECONDS:
+        found.append(f"{what}: the shortest block took only {units.seconds(shortest_seconds)}")
+    return found
+
+
+@contextmanager
+def pinned() -> Iterator[Machine]:
+    """Compute with one thread on one core inside the block; afterwards all is as it was.
+
+    The core is the last of those that the process may use: interrupts tend to go to the first.
+    Where a thread cannot be kept on a core (outside Linux, or forbidden), ``pinned`` is None.
+    """
+    threads = torch.get_num_threads()
+    cores = allowed_cores()
+    core = keep_on({max(cores)}) if cores else None
+    torch.set_num_threads(1)
+    try:
+        yield Machine(
+            processor=processor(),
+            cores=len(cores) or os.cpu_count() or 1,
+            platform=platform.platform(),
+            torch=torch.__version__,
+            threads=torch.get_num_threads(),
+            pinned=core,
+        )
+    finally:
+        torch.set_num_threads(threads)
+        if core is not None:
+            keep_on(cores)
+
+
+def allowed_cores() -> set[int]:
+    """Return the cores that this thread may use; empty where the system does not say."""
+    return os.sched_getaffinity(0) if sys.platform == "linux" else set()
+
+
+def keep_on(cores: set[int]) -> int | None:
+    """Keep this thread on some cores and return the last of them; None where that is refused."""
+    try:
+        if sys.platform == "linux":
+            os.sched_setaffinity(0, cores)
+            return max(cores)
+    except OSError:
+        pass
+    return None
+
+
+def here() -> Machine:
+    """Describe the machine on which timings would be taken now, by this thread."""
+    with pinned() as machine:
+        return machine
+
+
+def processor() -> str:
+    """Name the processor; Python leaves that empty on most Linux systems, so ask the kernel."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def unlike(one: Machine, other: Machine) -> list[str]:
+    """List what differs between two machines, as ``name: one -> other``; the core's number may."""
+    before, after = (
+        {f.name: getattr(m, f.name) for f in fields(m)}
+        | {"pinned": "to no core" if m.pinned is None else "to a core"}
+        for m in (one, other)
+    )
+    return [f"{k}: {before[k]} -> {after[k]}" for k in before if before[k] != after[k]]
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Keep Python's garbage collector out of the block, as ``timeit`` does."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

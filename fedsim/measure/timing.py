@@ -1,0 +1,199 @@
+"""Timings of one activation: alone at a model's shapes, in whole steps, and in profiled ones."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim.measure.profile import profile_steps, training_step
+from fedsim.measure.stability import without_collections
+from fedsim.models import make_activation
+
+# How the time of a visit is dealt out: to the elements, to whole steps, the rest to profiles.
+ELEMENTS_SHARE, STEPS_SHARE = 0.2, 0.4
+PROFILED_STEPS = 2
+# No timed block is shorter, whatever the visit's time: clocks and warm-up would weigh in it.
+LEAST_SECONDS = 2e-3
+# Batches in the data that steps draw from.
+BATCHES = 16
+# So many evaluations go into one backward pass, unless they hold more elements than that.
+EVALUATIONS, ELEMENTS = 32, 2**18
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepData:
+    """What steps train on: features (examples, *input shape), labels, a mini-batch's indices."""
+
+    x: Tensor
+    y: Tensor
+    batch: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A model to measure, its activation layers, and as many of their evaluations as make a pass.
+
+    ``evaluations`` are pairs of a module and its input; each module is a copy of its own, since a
+    learned parameter of a shared one would add up its gradients, as none does in a network.
+    """
+
+    model: nn.Module
+    layers: tuple[nn.Module, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    evaluations: tuple[tuple[nn.Module, Tensor], ...]
+    elements: int  # of a pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """What one visit to an arm measured; all in seconds, the first two per element.
+
+    ``activation`` is of the activation's operations in one profiled step. The totals are of all
+    that was timed in the visit.
+    """
+
+    forward: float
+    backward: float
+    step: float
+    activation: float
+    forward_total: float
+    backward_total: float
+    step_total: float
+
+    @property
+    def alone(self) -> float:
+        """The activation without the rest of the step, forward and backward, per element."""
+        return self.forward + self.backward
+
+
+def activation_layers(model: nn.Module, text: str) -> dict[str, nn.Module]:
+    """Return the modules of a model that are of the activation's class, by name."""
+    kind = type(make_activation(text))
+    return {name: module for name, module in model.named_modules() if type(module) is kind}
+
+
+def without_activation(model: nn.Module, text: str) -> nn.Module:
+    """Return a copy of the model with the identity in place of its activation."""
+    model = copy.deepcopy(model)
+    for name in activation_layers(model, text):
+        model.set_submodule(name, nn.Identity())
+    return model
+
+
+def make_step_data(
+    input_shape: tuple[int, ...], classes: int, batch_size: int, rng: np.random.Generator
+) -> StepData:
+    """Draw standard normal features and uniform labels, for steps of ``batch_size`` examples."""
+    examples = BATCHES * batch_size
+    return StepData(
+        x=torch.from_numpy(rng.standard_normal((examples, *input_shape), dtype=np.float32)),
+        y=torch.from_numpy(rng.integers(classes, size=examples)),
+        batch=torch.from_numpy(rng.permutation(examples)[:batch_size]),
+    )
+
+
+def make_arm(model: nn.Module, text: str, data: StepData, rng: np.random.Generator) -> Arm:
+    """Prepare a copy of a model; its activations' inputs are drawn, standard normal."""
+    model = copy.deepcopy(model)
+    layers = tuple(activation_layers(model, text).values())
+    passed = passes_of(model, layers, data.x[data.batch])
+    shapes = tuple(shape for _, shape in passed)
+    elements = sum(math.prod(shape) for shape in shapes)
+    copies = max(1, min(EVALUATIONS // max(1, len(shapes)), ELEMENTS // max(1, elements)))
+    inputs = [torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)) for shape in shapes]
+    return Arm(
+        model=model,
+        layers=layers,
+        shapes=shapes,
+        evaluations=tuple(
+            (copy.deepcopy(layer), values.detach().requires_grad_())
+            for _ in range(copies)
+            for (layer, _), values in zip(passed, inputs, strict=True)
+        ),
+        elements=copies * elements,
+    )
+
+
+def passes_of(
+    model: nn.Module, layers: Sequence[nn.Module], x: Tensor
+) -> list[tuple[nn.Module, tuple[int, ...]]]:
+    """Return which layers a forward pass goes through, in order, with the shapes they are given."""
+    passed: list[tuple[nn.Module, tuple[int, ...]]] = []
+
+    def note(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        passed.append((layer, tuple(arguments[0].shape)))
+
+    with ExitStack() as hooks, torch.no_grad():
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(note))
+        model(x)
+    return passed
+
+
+def visit(arm: Arm, data: StepData, seconds: float) -> Block:
+    """Measure an arm for about so many wall seconds; each part is done at least once."""
+
+    def step() -> None:
+        training_step(arm.model, data.x, data.y, data.batch, learning_rate=0.0)
+
+    started = time.monotonic()
+    with without_collections():
+        forward, backward, passes = time_elements(arm, ELEMENTS_SHARE * seconds)
+        taken, steps = time_steps(step, STEPS_SHARE * seconds)
+    profiles = profile_steps(step, arm.layers, steps=PROFILED_STEPS)
+    while time.monotonic() - started < seconds:
+        profiles += profile_steps(step, arm.layers, steps=PROFILED_STEPS)
+    return Block(
+        forward=forward / passes / arm.elements,
+        backward=backward / passes / arm.elements,
+        step=taken / steps,
+        activation=1e-6 * statistics.median(profile.activation_us for profile in profiles),
+        forward_total=forward,
+        backward_total=backward,
+        step_total=taken,
+    )
+
+
+def time_elements(arm: Arm, seconds: float) -> tuple[float, float, int]:
+    """Return the CPU seconds of all forward and of all backward passes, and how many there were.
+
+    One backward pass goes through all evaluations, as it goes through all layers of a network, so
+    that what starting it costs is shared. Freeing what a pass leaves is not timed.
+    """
+    wanted = [values for _, values in arm.evaluations]
+    wanted += [p for module, _ in arm.evaluations for p in module.parameters()]
+    incoming = [torch.ones_like(values) for _, values in arm.evaluations]
+    forward = backward = 0.0
+    passes, end_of_time = 0, time.monotonic() + seconds
+    while min(forward, backward) < LEAST_SECONDS or time.monotonic() < end_of_time:
+        start = time.thread_time()
+        outputs = [module(values) for module, values in arm.evaluations]
+        middle = time.thread_time()
+        gradients = torch.autograd.grad(outputs, wanted, incoming)
+        end = time.thread_time()
+        del outputs, gradients
+        forward += middle - start
+        backward += end - middle
+        passes += 1
+    return forward, backward, passes
+
+
+def time_steps(step: Callable[[], object], seconds: float) -> tuple[float, int]:
+    """Return the CPU seconds of all the steps that fit into the time, and how many there were."""
+    total = 0.0
+    steps, end_of_time = 0, time.monotonic() + seconds
+    while total < LEAST_SECONDS or time.monotonic() < end_of_time:
+        start = time.thread_time()
+        step()
+        total += time.thread_time() - start
+        steps += 1
+    return total, steps

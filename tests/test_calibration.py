@@ -1,0 +1,839 @@
+"""Timing activations: what is timed and attributed, intervals, files; never how long it took."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fedsim.calibration import calibrate_experiments
+from fedsim.errors import ConfigError, DataError
+from fedsim.measure import calibration, profile, stability, timing
+from fedsim.measure.calibration import CONTROL, Calibration, calibrate, read_calibration
+from fedsim.measure.profile import profile_steps, training_step
+from fedsim.measure.stability import Interval, instabilities, median_interval, pinned
+from fedsim.measure.timing import Block, make_arm, make_step_data, without_activation
+from fedsim.models import ACTIVATIONS, MODELS, build_model
+from fedsim.randomness import stream
+from fedsim.training.local import train_locally
+
+SHAPES = {"mlp": (8,), "cnn": (1, 8, 8)}
+DATA = make_step_data((8,), 3, 4, stream(0, "data"))
+ACTIVATION_NAMES = [name for name in ACTIVATIONS if name != "identity"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: more would wait for each other where cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small(activation: str, name: str = "mlp", depth: int = 2) -> nn.Module:
+    return build_model(
+        name,
+        input_shape=SHAPES[name],
+        classes=3,
+        width=5,
+        depth=depth,
+        activation=activation,
+        seed=1,
+    )
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one | other)
+
+
+# The step.
+
+
+def test_the_step_is_that_of_local_training() -> None:
+    ours, reference = small("prelu"), small("prelu")
+    order = torch.from_numpy(stream(0, "order").permutation(len(DATA.y)))
+    loss = training_step(ours, DATA.x, DATA.y, order, learning_rate=0.25)
+    result = train_locally(
+        reference,
+        DATA.x,
+        DATA.y,
+        epochs=1,
+        steps=0,
+        batch_size=0,
+        learning_rate=0.25,
+        momentum=0.0,
+        weight_decay=0.0,
+        clip_norm=0.0,
+        proximal_mu=0.0,
+        rng=stream(0, "order"),
+    )
+    assert loss.item() == result.loss_last_step
+    assert same(state(ours), state(reference))
+    assert not same(state(ours), state(small("prelu")))
+
+
+def test_a_step_of_length_zero_moves_nothing() -> None:
+    model = small("tanh")
+    training_step(model, DATA.x, DATA.y, DATA.batch, learning_rate=0.0)
+    assert same(state(model), state(small("tanh")))
+
+
+# Which operations are an activation's.
+
+
+class Doubled(torch.autograd.Function):
+    """An operation that torch does not know, slow in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return (x.exp() * 0 + 2) * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.sin() * 0 + 2 * gradient
+
+
+class Synthetic(nn.Module):
+    """An activation of many operations, some of which leave nothing in the backward graph."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x.detach()
+        y = Doubled.apply(x).sin()
+        with torch.no_grad():
+            y.cos()
+        y.detach()
+        return y
+
+
+EXPECTED = {
+    "identity": ((), ()),
+    "relu": (("relu",), ("Relu",)),
+    "gelu": (("gelu",), ("Gelu",)),
+    "tempered_sigmoid": (("mul", "sigmoid", "mul", "sub"), ("Sub", "Mul", "Sigmoid", "Mul")),
+    "relu_squared": (("relu", "square"), ("Pow", "Relu")),
+    "prelu": (("prelu",), ("PreluKernel", "View")),
+}
+
+
+def profiled(model: nn.Module, layers: Sequence[nn.Module], steps: int = 2) -> Any:
+    data = make_step_data((8,), 3, 4, stream(0, "data"))
+    return profile_steps(
+        lambda: training_step(model, data.x, data.y, data.batch, learning_rate=0.0),
+        layers,
+        steps=steps,
+    )
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_an_activation_runs_and_leaves_for_backward_is_attributed_to_it(name: str) -> None:
+    model = small(name)
+    layers = list(timing.activation_layers(model, name).values())
+    forward, backward = EXPECTED[name]
+    found = profiled(model, layers)
+    assert len(found) == 2
+    for step in found:
+        assert step.forward == tuple(f"aten::{op}" for op in forward) * 2
+        assert step.backward == tuple(f"{node}Backward0" for node in backward) * 2
+        assert (step.activation_us == 0) == (name == "identity")
+        assert step.activation_us < step.step_us
+
+
+def test_an_activation_that_torch_does_not_know_is_attributed_as_well() -> None:
+    model = without_activation(small("relu", depth=1), "relu")
+    model.set_submodule("activation1", Synthetic())
+    layer = model.get_submodule("activation1")
+    (step,) = profiled(model, [layer], steps=1)
+    assert step.forward == (*("aten::detach", "Doubled", "aten::sin", "aten::cos", "aten::detach"),)
+    assert step.backward == ("SinBackward0", "DoubledBackward")
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("name", ACTIVATION_NAMES)
+def test_every_activation_is_found_in_every_model(name: str, model_name: str) -> None:
+    model = small(name, model_name)
+    data = make_step_data(SHAPES[model_name], 3, 4, stream(0, "data"))
+    arm = make_arm(model, name, data, stream(0, "inputs"))
+    widths = {"mlp": ((4, 5),) * 2, "cnn": ((4, 32, 8, 8), (4, 64, 4, 4), (4, 5))}
+    assert arm.shapes == widths[model_name]
+    (step,) = profile_steps(
+        lambda: training_step(arm.model, data.x, data.y, data.batch, learning_rate=0.0),
+        arm.layers,
+        steps=1,
+    )
+    kinds = {node.removesuffix("0") for node in step.backward}
+    assert len(step.forward) >= len(arm.layers)
+    assert len(step.backward) >= len(arm.layers)
+    assert not kinds & {"AddmmBackward", "TBackward", "ConvolutionBackward", "NllLossBackward"}
+    assert not kinds & {"MaxPool2DWithIndicesBackward", "LogSoftmaxBackward"}
+
+
+def event(name: str, start: float, end: float, parent: Any = None, sequence: int = -1) -> Any:
+    span = SimpleNamespace(start=start, elapsed_us=lambda: end - start)
+    return SimpleNamespace(name=name, time_range=span, cpu_parent=parent, sequence_nr=sequence)
+
+
+def test_a_share_is_added_up_by_hand() -> None:
+    events = []
+    for zero in (0.0, 100.0):
+        number = int(zero)
+        step = event(profile.STEP, zero, zero + 50)
+        dense = event("aten::linear", zero + 1, zero + 10, step, number)
+        made = event("aten::addmm", zero + 2, zero + 9, dense, number)
+        layer = event(profile.ACTIVATION, zero + 10, zero + 20, step)
+        act = event("aten::act", zero + 11, zero + 14, layer, number + 1)
+        inner = event("aten::exp", zero + 12, zero + 13, act)
+        view = event("aten::detach", zero + 15, zero + 15.5, layer, number + 2)
+        loss = event("aten::loss", zero + 21, zero + 22, step, number + 2)
+        nodes = [
+            event(f"{profile.BACKWARD}Loss", zero + 30, zero + 31, step, number + 2),
+            event(f"{profile.BACKWARD}Act", zero + 32, zero + 36, step, number + 1),
+            event(f"{profile.BACKWARD}Addmm", zero + 40, zero + 49, step, number),
+            event(f"{profile.BACKWARD}torch::autograd::AccumulateGrad", zero + 49, zero + 50, step),
+        ]
+        own = event("Act", zero + 32.5, zero + 35, nodes[1], number + 1)
+        events += [step, dense, made, layer, act, inner, view, loss, *nodes[:2], own, *nodes[2:]]
+    one, other = profile.attribute(events)
+    assert one == other
+    assert one.forward == ("aten::act", "aten::detach")
+    assert one.backward == ("Act",)
+    assert one.activation_us == 3 + 0.5 + 4
+    assert one.step_us == 50
+
+
+def test_the_profiler_leaves_no_trace(capfd: pytest.CaptureFixture[str]) -> None:
+    model = small("relu")
+    layer = model.get_submodule("activation1")
+    profiled(model, [layer])
+    with pytest.raises(IndexError), profile.marked([layer]):
+        model(torch.zeros(1, 3, 3)[:, :, :, 0])
+    with pytest.raises(ValueError, match="stop"):
+        profile_steps(lambda: stop(model), [layer], steps=1)
+    assert not layer._forward_hooks
+    assert not layer._forward_pre_hooks
+    assert profile.LOG_LEVEL[0] not in os.environ
+    assert capfd.readouterr() == ("", "")
+
+
+def stop(model: nn.Module) -> None:
+    model(torch.zeros(1, 8))
+    raise ValueError("stop")
+
+
+def test_a_log_level_of_the_user_s_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "7")
+    with profile.announced_to_nobody():
+        assert os.environ["KINETO_LOG_LEVEL"] == "7"
+    assert os.environ["KINETO_LOG_LEVEL"] == "7"
+
+
+# What is timed.
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Replace the clocks by one that only moves when it is told to, in seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "thread_time", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def advance(seconds: float) -> None:
+        now[0] += seconds
+
+    return advance
+
+
+def test_forward_and_backward_are_timed_apart_and_per_pass(clock: Callable[[float], None]) -> None:
+    class Timed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            clock(2**-4)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            clock(2**-2)
+            return gradient
+
+    class Layer(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return Timed.apply(x)
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
+            return Layer()
+
+    layers = [Layer(), Layer()]
+    inputs = [torch.ones(3, requires_grad=True), torch.ones(5, requires_grad=True)]
+    arm = timing.Arm(
+        model=nn.Sequential(*layers),
+        layers=tuple(layers),
+        shapes=((3,), (5,)),
+        evaluations=tuple(zip(layers, inputs, strict=True)),
+        elements=8,
+    )
+    forward, backward, passes = timing.time_elements(arm, seconds=2.0)
+    assert passes == math.ceil(2.0 / (2 * 2**-4 + 2 * 2**-2))
+    assert forward == passes * 2 * 2**-4
+    assert backward == passes * 2 * 2**-2
+    assert timing.time_steps(lambda: clock(0.25), seconds=1.1) == (1.25, 5)
+    assert timing.time_steps(lambda: clock(0.25), seconds=0.0) == (0.25, 1)
+    # A block is never too short for the clock, however little time there is.
+    assert timing.time_steps(lambda: clock(2**-11), seconds=0.0) == (5 * 2**-11, 5)
+
+
+def test_a_visit_gives_seconds_per_element_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    arm = make_arm(small("relu"), "relu", DATA, stream(0, "inputs"))
+    monkeypatch.setattr(timing, "time_elements", lambda arm, seconds: (6.0, 12.0, 3))
+    monkeypatch.setattr(timing, "time_steps", lambda step, seconds: (10.0, 4))
+    steps = [SimpleNamespace(activation_us=value) for value in (9e6, 2e6, 1e6)]
+    monkeypatch.setattr(timing, "profile_steps", lambda step, layers, steps_=steps, **_: steps_)
+    assert timing.visit(arm, DATA, seconds=0.0) == Block(
+        forward=2.0 / arm.elements,
+        backward=4.0 / arm.elements,
+        step=2.5,
+        activation=2.0,
+        forward_total=6.0,
+        backward_total=12.0,
+        step_total=10.0,
+    )
+
+
+def test_an_arm_evaluates_modules_of_their_own_on_standard_normal_inputs() -> None:
+    model = small("prelu")
+    before = state(model)
+    arm = make_arm(model, "prelu", DATA, stream(0, "inputs"))
+    assert same(state(model), before)
+    assert arm.model is not model
+    modules = [module for module, _ in arm.evaluations]
+    assert len(set(map(id, modules))) == len(modules) == timing.EVALUATIONS
+    assert arm.elements == sum(values.numel() for _, values in arm.evaluations) == 16 * 40
+    assert [tuple(values.shape) for _, values in arm.evaluations[:2]] == [(4, 5), (4, 5)]
+    large = make_step_data((8,), 3, 2**16, stream(0, "data"))
+    wide = make_arm(model, "prelu", large, stream(0, "inputs"))
+    assert len(wide.evaluations) == 2  # a pass of a large network is one of all its layers
+    values = wide.evaluations[0][1].detach()
+    assert abs(values.mean().item()) < 0.01
+    assert values.var().item() == pytest.approx(1, abs=0.02)
+
+
+def test_the_control_is_the_model_without_its_activation() -> None:
+    model = small("prelu")
+    control = without_activation(model, "prelu")
+    assert [type(layer).__name__ for layer in control.children()] == [
+        *("Flatten", "Linear", "Identity", "Linear", "Identity", "Linear"),
+    ]
+    assert len(timing.activation_layers(model, "prelu")) == 2
+    assert same(state(control), {k: v for k, v in state(model).items() if "activation" not in k})
+
+
+# Turns and medians.
+
+
+def blocks_of(text: str, number: int) -> Block:
+    """Return a block whose times no two arms or turns share."""
+    base = {"relu": 1.0, "tanh": 2.0, CONTROL: 0.5}[text]
+    return Block(
+        forward=1e-9 * base * (1 + number / 100),
+        backward=2e-9 * base,
+        step=1.0 + base + number / 10,
+        activation=base / 4,
+        forward_total=1.0,
+        backward_total=1.0,
+        step_total=1.0,
+    )
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replace measuring by made-up blocks, and return the list that names whose turn it was."""
+    taken: list[str] = []
+
+    def visit(arm: timing.Arm, data: timing.StepData, seconds: float) -> Block:
+        kinds = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Identity: CONTROL}
+        taken.append(kinds[type(arm.layers[0])])
+        return blocks_of(taken[-1], (len(taken) - 1) // 3)
+
+    monkeypatch.setattr(calibration, "visit", visit)
+    return taken
+
+
+def made_up(blocks: int = 10, **changed: Any) -> Calibration:
+    arguments: dict[str, Any] = {
+        "input_shape": (8,),
+        "classes": 3,
+        "batch_size": 4,
+        "blocks": blocks,
+        "seconds": 1.0,
+        "seed": 0,
+    }
+    return calibrate({"relu": small("relu"), "tanh": small("tanh")}, **{**arguments, **changed})
+
+
+def test_every_block_visits_every_arm_once_in_an_order_of_its_own(turns: list[str]) -> None:
+    told: list[tuple[int, int]] = []
+    made_up(progress=lambda done, blocks, left: told.append((done, blocks)))
+    rounds = [tuple(turns[i : i + 3]) for i in range(0, len(turns), 3)]
+    assert len(rounds) == 11
+    assert {frozenset(order) for order in rounds} == {frozenset({"relu", "tanh", CONTROL})}
+    assert len(set(rounds)) > 3
+    assert told == [(done, 10) for done in (0, *range(11))]
+    first = turns.copy()
+    turns.clear()
+    made_up()
+    assert turns == first
+    turns.clear()
+    made_up(seed=1)
+    assert turns != first
+
+
+def test_figures_are_medians_over_the_blocks_but_the_first(turns: list[str]) -> None:
+    found = made_up()
+    assert (found.batch_size, found.blocks, found.shapes) == (4, 10, ((4, 5), (4, 5)))
+    assert list(found.activations) == ["relu", "tanh"]
+    blocks = {name: [blocks_of(name, i) for i in range(1, 11)] for name in ("relu", "tanh")}
+    control = [blocks_of(CONTROL, i) for i in range(1, 11)]
+    for name, mine in blocks.items():
+        timed = found.activations[name]
+        expected = {
+            "forward_ns": [1e9 * b.forward for b in mine],
+            "backward_ns": [1e9 * b.backward for b in mine],
+            "step_seconds": [b.step for b in mine],
+            "share_of_step": [b.activation / b.step for b in mine],
+            "share_by_difference": [
+                1 - c.step / b.step for b, c in zip(mine, control, strict=True)
+            ],
+            "times_relu": [
+                (b.forward + b.backward) / (r.forward + r.backward)
+                for b, r in zip(mine, blocks["relu"], strict=True)
+            ],
+        }
+        for figure, values in expected.items():
+            interval = getattr(timed, figure)
+            assert interval.estimate == pytest.approx(statistics.median(values), rel=1e-12)
+            assert min(values) <= interval.low * (1 + 1e-12)
+            assert interval.high <= max(values) * (1 + 1e-12)
+            assert interval.low <= interval.estimate <= interval.high
+            assert (interval.low < interval.high) == (max(values) - min(values) > 1e-12)
+    assert found.control.share_by_difference == Interval(estimate=0.0, low=0.0, high=0.0)
+    assert found.control.step_seconds.estimate == statistics.median(b.step for b in control)
+
+
+def test_without_relu_nothing_is_a_multiple_of_it(turns: list[str]) -> None:
+    found = calibrate(
+        {"tanh": small("tanh")},
+        input_shape=(8,),
+        classes=3,
+        batch_size=4,
+        blocks=2,
+        seconds=1.0,
+        seed=0,
+    )
+    assert found.activations["tanh"].times_relu is None
+    assert found.control.times_relu is None
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        {},
+        {"relu": small("relu"), "tanh": small("tanh", depth=1)},
+        {"relu": small("tanh")},  # which has no relu
+        {"relu": small("relu"), "tanh": small("relu")},
+    ],
+)
+def test_models_that_cannot_be_compared_are_refused(models: dict[str, nn.Module]) -> None:
+    with pytest.raises(ValueError, match="same shapes"):
+        calibrate(models, input_shape=(8,), classes=3, batch_size=4, blocks=5, seconds=0.01, seed=0)
+
+
+def test_a_real_calibration_is_complete_and_disturbs_nothing(tmp_path: Path) -> None:
+    model = small("prelu").train()
+    model.get_submodule("dense1").eval()
+    before, threads = copy.deepcopy(model), torch.get_num_threads()
+    allowed = stability.allowed_cores()
+    generators = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    found = calibrate(
+        {"prelu": model, "relu": small("relu")},
+        input_shape=(8,),
+        classes=3,
+        batch_size=4,
+        blocks=3,
+        seconds=0.01,
+        seed=0,
+    )
+    assert same(state(model), state(before))
+    assert all(p.grad is None for p in model.parameters())
+    modes = [[m.training for m in tree.modules()] for tree in (model, before)]
+    assert modes[0] == modes[1]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert np.random.get_state()[1].tolist() == generators[1]
+    assert torch.get_num_threads() == threads
+    assert stability.allowed_cores() == allowed
+    for timed in (*found.activations.values(), found.control):
+        figures = [getattr(timed, f.name) for f in dataclasses.fields(timed)]
+        assert all(math.isfinite(f.estimate) and f.low <= f.estimate <= f.high for f in figures)
+        assert all(f.estimate > 0 for f in (timed.forward_ns, timed.backward_ns))
+        assert timed.step_seconds.low > 0
+    assert found.machine.threads == 1
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(found.as_json(), allow_nan=False))
+    assert read_calibration(path) == found
+    assert calibration.same_machine(found) is None
+
+
+# Intervals, and when not to believe them.
+
+values = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(values, st.integers(0, 3))
+def test_an_interval_surrounds_the_median_and_scales_with_it(data: list[float], seed: int) -> None:
+    found = median_interval(data, stream(seed, "test"))
+    assert found.estimate == statistics.median(data)
+    assert min(data) <= found.low <= found.estimate <= found.high <= max(data)
+    assert median_interval(data, stream(seed, "test")) == found
+    twice = median_interval([2 * v for v in data], stream(seed, "test"))
+    assert twice == Interval(estimate=2 * found.estimate, low=2 * found.low, high=2 * found.high)
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng = stream(0, "coverage")
+    held = 0
+    for _ in range(300):
+        found = median_interval(rng.normal(5.0, 1.0, size=25).tolist(), rng)
+        held += found.low <= 5.0 <= found.high
+    assert 0.90 <= held / 300 <= 0.99
+
+
+def test_one_wild_block_moves_nothing() -> None:
+    steady = [1.0 + i / 1000 for i in range(21)]
+    calm = median_interval(steady, stream(0, "test"))
+    wild = median_interval([*steady[:-1], 1e6], stream(0, "test"))
+    assert wild == calm
+
+
+def test_instability_is_told_as_pyperf_tells_it() -> None:
+    steady = [1.0, 1.1, 0.9, 1.0]
+    assert instabilities("step", {"relu": steady}, 1e-3) == []
+    # A deviation of exactly 10% of the mean, and one below.
+    assert instabilities("step", {"relu": [0.9, 1.0, 1.1]}, 1.0) == [
+        "step: the standard deviation of the blocks is 10.0% of their mean (relu)"
+    ]
+    assert instabilities("step", {"relu": [0.91, 1.0, 1.09]}, 1.0) == []
+    # One block of twenty that is half as long again as the mean, and one that is just not.
+    far = [1.0] * 199 + [1.5 * 199 / 198.5]
+    assert instabilities("step", {"relu": far, "tanh": steady}, 1.0) == [
+        "step: a block is 50.0% away from the mean of the blocks (relu)"
+    ]
+    assert instabilities("step", {"relu": [1.0] * 199 + [1.5]}, 1.0) == []
+    short = [1.0] * 199 + [0.4]
+    assert instabilities("step", {"relu": far, "tanh": short}, 0.9e-3) == [
+        "step: a block is 59.9% away from the mean of the blocks (tanh and 1 more)",
+        "step: the shortest block took only 900 us",
+    ]
+
+
+def test_the_warnings_of_a_calibration_name_what_was_timed() -> None:
+    calm = [blocks_of("relu", 0)] * 5
+    assert calibration.reasons({"relu": calm}) == []
+    for name in ("forward", "backward", "step"):
+        wild = dataclasses.replace(calm[0], **{name: 3 * getattr(calm[0], name)})
+        lines = calibration.reasons({"relu": [*calm, wild]})
+        assert len(lines) == 2
+        assert all(line.startswith(f"{name}: ") for line in lines)
+        short = dataclasses.replace(calm[0], **{f"{name}_total": 5e-4})
+        assert calibration.reasons({"relu": calm, "tanh": [short] * 2}) == [
+            f"{name}: the shortest block took only 500 us"
+        ]
+
+
+# The thread and the machine.
+
+
+def test_a_pinned_thread_has_one_core_and_afterwards_its_own() -> None:
+    threads, allowed = torch.get_num_threads(), stability.allowed_cores()
+    torch.set_num_threads(2)
+    try:
+        with pinned() as machine:
+            assert torch.get_num_threads() == machine.threads == 1
+            if machine.pinned is not None:
+                assert stability.allowed_cores() == {machine.pinned}
+                assert machine.pinned in allowed
+                assert machine.cores == len(allowed)
+        assert torch.get_num_threads() == 2
+        assert stability.allowed_cores() == allowed
+        with pytest.raises(KeyError), pinned():
+            raise KeyError
+        assert torch.get_num_threads() == 2
+        assert stability.allowed_cores() == allowed
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_where_a_thread_cannot_be_pinned_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, cores: set[int]) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    with pinned() as machine:
+        assert machine.pinned is None
+        assert machine.cores == len(stability.allowed_cores())
+    monkeypatch.setattr(stability, "allowed_cores", set)
+    assert stability.here().pinned is None
+    assert stability.here().cores >= 1
+
+
+def test_timings_of_unlike_machines_are_not_pooled(turns: list[str]) -> None:
+    found = made_up()
+    assert calibration.same_machine(found) is None
+
+    def elsewhere(**changed: Any) -> str | None:
+        machine = dataclasses.replace(found.machine, **changed)
+        return calibration.same_machine(dataclasses.replace(found, machine=machine))
+
+    why = elsewhere(processor="Z80", cores=1000)
+    assert why is not None
+    assert f"processor: Z80 -> {found.machine.processor}" in why
+    assert f"cores: 1000 -> {found.machine.cores}" in why
+    assert "torch" in (elsewhere(torch="1.0") or "")
+    assert "platform" in (elsewhere(platform="plan9") or "")
+    assert "threads" in (elsewhere(threads=2) or "")
+    if found.machine.pinned is not None:
+        assert elsewhere(pinned=found.machine.pinned + 1) is None
+        assert elsewhere(pinned=None) == (
+            "measured under other conditions: pinned: to no core -> to a core"
+        )
+
+
+# The file.
+
+
+def test_the_file_says_that_it_is_measured(turns: list[str], tmp_path: Path) -> None:
+    found = made_up()
+    document = json.loads(json.dumps(found.as_json()))
+    assert (document["format"], document["kind"]) == (1, "measured")
+    assert set(document["activations"]) == {"relu", "tanh"}
+    timed = document["activations"]["tanh"]
+    assert all(set(figure) == {"estimate", "low", "high"} for figure in timed.values())
+    assert set(timed) == {
+        *("forward_ns", "backward_ns", "times_relu", "step_seconds", "share_of_step"),
+        "share_by_difference",
+    }
+    assert set(document["machine"]) == {
+        *("processor", "cores", "platform", "torch", "threads", "pinned"),
+    }
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(document))
+    assert read_calibration(path) == found
+
+
+def broken(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        document = json.loads(text)
+        change(document)
+        return json.dumps(document)
+
+    return write
+
+
+DAMAGES: dict[str, Callable[[str], str]] = {
+    "cut": lambda text: text[:-20],
+    "empty": lambda text: "",
+    "list": lambda text: "[]",
+    "nested": lambda text: "[" * 100_000,
+    "lacks": broken(lambda d: d.pop("machine")),
+    "unlike": broken(lambda d: d["machine"].update(colour="red")),
+    "no figure": broken(lambda d: d["activations"]["tanh"].pop("forward_ns")),
+    "unknown": broken(lambda d: d["activations"]["tanh"].update(luck=1)),
+    "text": broken(lambda d: d["activations"]["tanh"]["forward_ns"].update(low="1")),
+    "nan": broken(lambda d: d["control"]["forward_ns"].update(low=math.nan)),
+    "null": broken(lambda d: d["control"].update(forward_ns=None)),
+    "order": broken(lambda d: d["control"]["forward_ns"].update(low=1e9)),
+    "names": broken(lambda d: d.update(activations=["relu"])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused(turns: list[str], tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(DAMAGES[damage](json.dumps(made_up(blocks=2).as_json())))
+    with pytest.raises(DataError) as caught:
+        read_calibration(path)
+    assert str(caught.value).startswith(f"{path} is no calibration, or a damaged one (")
+    assert "fedsim bench activations" in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_of_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    with pytest.raises(DataError, match="No such file"):
+        read_calibration(path)
+    path.write_text('{"format": 2}')
+    with pytest.raises(DataError, match="format 2, and this fedsim reads format 1"):
+        read_calibration(path)
+
+
+# Experiments.
+
+
+@pytest.fixture
+def calibrated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Catch what experiments ask to have calibrated."""
+    import fedsim.calibration as composition
+
+    asked: dict[str, Any] = {}
+
+    def catch(models: dict[str, nn.Module], **arguments: Any) -> str:
+        asked.update(models=models, **arguments)
+        return "measured"
+
+    monkeypatch.setattr(composition, "calibrate", catch)
+    return asked
+
+
+def test_experiments_are_calibrated_by_their_activation(
+    make_experiment: Callable[..., Any], calibrated: dict[str, Any]
+) -> None:
+    experiments = [
+        make_experiment(model={"activation": name}, experiment={"seed": seed})
+        for seed in (3, 4)
+        for name in ("tanh", "leaky_relu(0.1)")
+    ]
+    assert calibrate_experiments(experiments, blocks=5, seconds=2.0) == "measured"
+    models = calibrated.pop("models")
+    assert list(models) == ["tanh", "leaky_relu(0.1)"]
+    for name, model in models.items():
+        assert len(timing.activation_layers(model, name)) == 1
+    assert calibrated == {
+        "input_shape": (1, 8, 8),
+        "classes": 10,
+        "batch_size": 32,
+        "blocks": 5,
+        "seconds": 2.0,
+        "seed": 3,
+        "progress": None,
+    }
+
+
+def test_full_batches_are_the_mean_client_s(
+    make_experiment: Callable[..., Any], calibrated: dict[str, Any]
+) -> None:
+    from fedsim import parts
+
+    experiment = make_experiment(train={"batch_size": 0})
+    calibrate_experiments([experiment])
+    examples = len(parts.dataset(experiment).y_train)
+    assert 8 * (calibrated["batch_size"] - 1) < examples <= 8 * calibrated["batch_size"]
+
+
+def test_experiments_of_several_models_are_refused_with_every_problem(
+    make_experiment: Callable[..., Any], calibrated: dict[str, Any]
+) -> None:
+    experiments = [
+        make_experiment(model={"width": 4}, train={"batch_size": 8}),
+        make_experiment(model={"width": 8}, train={"batch_size": 16}),
+    ]
+    with pytest.raises(ConfigError) as caught:
+        calibrate_experiments(experiments, blocks=4, seconds=math.nan)
+    assert caught.value.problems == (
+        "blocks = 4: must be at least 5 for intervals",
+        "seconds = nan: must be finite and above 0",
+        "model.width = 4 and 8: a calibration is of one; choose one",
+        "train.batch_size = 8 and 16: a calibration is of one; choose one",
+    )
+    with pytest.raises(ConfigError, match="at least one experiment"):
+        calibrate_experiments([])
+    assert calibrated == {}
+
+
+# The command.
+
+FAST = ("--blocks", "5", "--seconds", "0.01", "-s", "model.width=4", "-s", "train.batch_size=2")
+
+
+def test_the_command_prints_a_table_and_keeps_a_file(
+    cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    names = "tempered_sigmoid(2, 2, 1),relu"
+    answer = cli("bench", "activations", *FAST, "--activations", names, "--out", "c.json")
+    assert answer.code == 0
+    for words in ("forward, ns/element", "backward, ns/element", "x relu", "share of a step"):
+        assert words in answer.out
+    lines = [line.strip() for line in answer.out.splitlines()]
+    for name in ("tempered_sigmoid(2, 2, 1) ", "relu ", "(control: identity) "):
+        assert sum(line.startswith(name) for line in lines) == 1
+    assert "all measured: medians of 5 blocks [95% interval], one thread, " in answer.out
+    assert "inputs 2x4, 2x4; " in answer.out
+    told = [line for line in answer.err.splitlines() if not line.startswith("unstable: ")]
+    assert told[0].startswith("2 activations and the control: 0 of 5 blocks, about 10 ms left")
+    assert told[-1].startswith("2 activations and the control: 4 of 5 blocks, about ")
+    found = read_calibration(tmp_path / "c.json")
+    assert set(found.activations) == {"tempered_sigmoid(2, 2, 1)", "relu"}
+    assert found.unstable == tuple(
+        line.removeprefix("unstable: ") for line in answer.err.splitlines() if line not in told
+    )
+
+
+def test_the_command_gives_json_and_is_quiet(cli: Callable[..., Any]) -> None:
+    answer = cli(
+        *("bench", "activations", *FAST, "--activations", "tanh", "-q", "--format", "json")
+    )
+    assert answer.code == 0
+    assert (answer.json["kind"], list(answer.json["activations"])) == ("measured", ["tanh"])
+    assert all(line.startswith("unstable: ") for line in answer.err.splitlines())
+
+
+def test_the_default_is_the_whole_registry_and_the_experiment_s_own() -> None:
+    from fedsim.cli.bench import read_experiments
+
+    found = [e.model.activation for e in read_experiments(None, [], None)]
+    assert found == ACTIVATION_NAMES
+    own = ["model.activation=leaky_relu(0.3)"]
+    found = [e.model.activation for e in read_experiments(None, own, None)]
+    assert found == [*ACTIVATION_NAMES, "leaky_relu(0.3)"]
+    found = [e.model.activation for e in read_experiments(None, own, "tanh, identity,tanh")]
+    assert found == ["tanh", "identity"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--activations", "rellu"), "model.activation = 'rellu': unknown; did you mean 'relu'?"),
+        (("--activations", ""), "model.activation = '': unknown"),
+        (("--activations", "tanh,elu(0)"), "model.activation = 'elu(0)': alpha must be above 0"),
+        (("--blocks", "4"), "blocks = 4: must be at least 5"),
+        (("--seconds", "0"), "seconds = 0.0: must be finite and above 0"),
+        (("--seconds", "-1"), "seconds = -1.0: must be finite and above 0"),
+        (("--out", "missing/c.json"), "missing is no directory"),
+        (("--out", "."), "is a directory"),
+        (("missing.toml",), "missing.toml: no such file"),
+        (("-s", "train.batchsize=3"), "train.batchsize = 3: unknown key; did you mean"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_any_work(
+    cli: Callable[..., Any], arguments: tuple[str, ...], message: str
+) -> None:
+    answer = cli("bench", "activations", *arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert all(line.startswith("error: ") for line in answer.err.splitlines())
+    assert message in answer.err
