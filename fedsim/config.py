@@ -147,9 +147,7 @@ class UpdateTable:
     zstd_level: int = setting(3, "coder = zstd: effort", low=1, high=22)
     topk_fraction: float = setting(0.1, "topk: share of the coordinates sent", above=0, high=1)
     error_feedback: bool = setting(True, "topk: what was not sent is added to the next update")
-    downlink: str = setting(
-        "none", "how the model comes down", choices=("none", "float16", "int8")
-    )
+    downlink: str = setting("none", "how the model comes down", choices=("none", "float16", "int8"))
 
 
 @dataclass(frozen=True, kw_only=True)

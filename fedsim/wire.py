@@ -107,7 +107,8 @@ def add_record(objects: Objects, record: ArrayRecord | MetricRecord | ConfigReco
         size = references_bytes("ArrayRecord", tuple(record), len(below))
         return objects.add(("ArrayRecord", *record, *arrays), size, below)
     kind = "MetricRecord" if isinstance(record, MetricRecord) else "ConfigRecord"
-    size = object_bytes(kind, 0, sum(item_bytes(*item) for item in record.items()))
+    body = sum(item_bytes(name, value_bytes(value)) for name, value in record.items())
+    size = object_bytes(kind, 0, body)
     return objects.add(Content((kind, size), record.deflate), size)
 
 
@@ -159,43 +160,48 @@ def array_bytes(
     return object_bytes("Array", children, len(json.dumps(body)))
 
 
-def item_bytes(name: str, value: Any) -> int:
-    """Return the size of one metric or setting in ``flwr/proto/recorddict.proto``.
+@lru_cache(maxsize=4096)
+def item_bytes(name: str, value: int) -> int:
+    """Return the size of a metric or setting in ``flwr/proto/recorddict.proto``.
 
-    An item is a field of its record: its name (left out if it is empty) and its value.
+    An item is a field of its record: its name (left out if it is empty) and its value, of as many
+    bytes as are given.
     """
     text = len(name.encode())
-    return field_bytes((field_bytes(text) if text else 0) + field_bytes(value_bytes(value)))
+    return field_bytes((field_bytes(text) if text else 0) + field_bytes(value))
 
 
 def value_bytes(value: Any) -> int:
-    """Return the size of a value: a scalar's field, or that of a list (its tag is two bytes)."""
+    """Return the size of a value: a field that holds a number, a text or a list of these.
+
+    Its tag is one byte, for lists two.
+    """
+    if isinstance(value, float):
+        return 9
+    if isinstance(value, int):
+        return 1 + integer_bytes(value, value > LARGEST_INT64)
     if isinstance(value, list):
         return 1 + field_bytes(list_bytes(value))
-    if isinstance(value, str | bytes):
-        return field_bytes(text_bytes(value))
-    return 1 + number_bytes(value, value > LARGEST_INT64)
+    return field_bytes(text_bytes(value))
 
 
 def list_bytes(values: list[Any]) -> int:
     """Return the size of a list: numbers are packed into one field, texts have one each."""
     if not values:
         return 0
-    if isinstance(values[0], str | bytes):
-        return sum(field_bytes(text_bytes(value)) for value in values)
     if isinstance(values[0], float):
         return field_bytes(8 * len(values))
-    unsigned = max(values) > LARGEST_INT64
-    return field_bytes(sum(number_bytes(value, unsigned) for value in values))
+    if isinstance(values[0], int):
+        unsigned = max(values) > LARGEST_INT64
+        return field_bytes(sum(integer_bytes(value, unsigned) for value in values))
+    return sum(field_bytes(text_bytes(value)) for value in values)
 
 
-def number_bytes(value: float, unsigned: bool) -> int:
-    """Return the size of a number: a double, a truth value, or an integer as a varint.
+def integer_bytes(value: int, unsigned: bool) -> int:
+    """Return the size of an integer or truth value: a varint, zigzag-encoded unless unsigned.
 
-    Unless it is unsigned, an integer is zigzag-encoded, which costs it one bit.
+    Zigzag puts the sign into the lowest bit; a truth value is one byte either way.
     """
-    if isinstance(value, float):
-        return 8
     if unsigned:
         return varint_bytes(value)
     return varint_bytes(value << 1 if value >= 0 else ~(value << 1))

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calibration": {*FOUNDATIONS, "measure", "parts"},
     "overhead": {*FOUNDATIONS, "engine", "ledger", "measure", "simulation"},
     "study": {*FOUNDATIONS, "ledger", "runs"},
-    "report": {"units", "ledger", "measure"},
+    "report": {"errors", "records", "units", "ledger", "measure"},
     "cli": {
         *FOUNDATIONS,
         *("data", "ledger", "measure", "report", "study"),

@@ -68,7 +68,7 @@ def valid_values(key: str) -> st.SearchStrategy[Any]:
     if kind is bool:
         return st.booleans()
     if kind is int:
-        return st.integers(limits["low"] or 0, 2**63 - 1)
+        return st.integers(limits["low"] or 0, limits["high"] or 2**63 - 1)
     if kind is float:
         return st.floats(
             min_value=limits["above"] if limits["low"] is None else limits["low"],
@@ -208,7 +208,7 @@ def test_a_directory_is_no_file(tmp_path: Path) -> None:
         ("data.clientss", "did you mean 'data.clients'?"),
         ("model.activaton", "did you mean 'model.activation'?"),
         ("train.clients_per_round", "did you mean 'server.clients_per_round'?"),
-        ("measure.x", "valid: measure.level"),
+        ("engine.x", "valid: engine.name, engine.workers, engine.address, engine.device"),
         ("train.optimizer", "valid: " + ", ".join(k for k in KEYS if k.startswith("train."))),
         ("run.zzzzzzzz", "valid: run.out, run.resume, run.data_dir"),
         ("zzzz", "valid: " + ", ".join(f"[{name}]" for name in TABLES)),
@@ -329,6 +329,12 @@ CONFLICTS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"data.dataset": "file", "data.path": "a.csv", "data.partition": "natural"},
         'data.client = "": data.partition = "natural" needs the column of client ids',
         {"data.client": "hospital"},
+    ),
+    (
+        {"server.strategy": "scaffold", "update.codec": "int8"},
+        "update.codec = 'int8': server.strategy = 'scaffold' computes its control variates from "
+        "exact models; leave it at 'none'",
+        {"update.codec": "none"},
     ),
     (
         {"server.strategy": "fedprox"},
@@ -500,7 +506,7 @@ def test_an_override_needs_no_quotes_and_keeps_its_type(text: str, expected: Any
         ("data.standardize=1", "data.standardize = 1: must be true or false"),
         ("train.learning_rate=nan", "train.learning_rate = nan: must be finite"),
         ("train.learning_rate=inf", "train.learning_rate = inf: must be finite"),
-        ("measure.y=[1]", "measure.y = [1]: unknown key; valid: measure.level"),
+        ("measure.y=[1]", "measure.y = [1]: unknown key; did you mean 'measure.energy'?"),
     ],
 )
 def test_an_override_that_is_wrong_is_answered_like_a_file(text: str, line: str) -> None:
@@ -532,5 +538,5 @@ def test_the_digest_and_the_differences_leave_out_where_and_how_a_run_is_execute
 def test_the_digest_is_the_same_everywhere() -> None:
     # A change of this value makes every stored run one of another experiment.
     assert Experiment().digest() == (
-        "69c0f8ac430471882836d8423165248f502f857013190ec2b6b43ba1baf0860a"
+        "04714dd365d77b91feb8410bfc780b8f72230184208a396792592a371339eb8f"
     )

@@ -387,13 +387,13 @@ def test_an_activations_own_parameter_counts_with_its_layer() -> None:
 
 
 def test_which_modules_make_a_layer() -> None:
-    """A first activation is alone, one module may serve many layers, pooling does not matter."""
+    """A first activation is alone, one module may serve many, others may run between."""
     shared = nn.ReLU()
     model = nn.Sequential(
         OrderedDict(
             scale=shared,
             one=dense([[1.0], [-1.0]], [0.0, 0.0]),
-            flat=nn.Flatten(),
+            clip=nn.Hardtanh(-0.5, 0.5),
             between=shared,
             again=nn.Tanh(),
             two=dense([[1.0, 1.0]] * 3, [-9.0, 0.0, 1.0]),
@@ -402,12 +402,13 @@ def test_which_modules_make_a_layer() -> None:
             three=dense([[1.0] * 3] * 2, [0.0, 0.0]),
         )
     )
-    health = look(model, X - 1, Y, probe=EVERY, activation="relu")
+    health = look(model, X - 1, Y * 0, probe=EVERY, activation="relu")
     assert [layer.layer for layer in health.layers] == ["scale", "one", "two", "twice", "three"]
     scale, one, two, twice, three = health.layers
     assert (scale.parameters, scale.gradient_norm, scale.preactivation_mean) == (0, None, 0.5)
     assert (scale.zero_fraction, scale.dead_fraction) == (0.5, 0.0)
     assert (one.zero_fraction, one.dead_fraction) == (6 / 8, 1 / 2)
+    assert one.preactivation_std == math.sqrt(1 / 8)  # as clipped, not as the layer gave it
     assert (two.dead_fraction, twice.dead_fraction) == (1 / 3, 1 / 3)
     assert twice.preactivation_mean > two.preactivation_mean
     assert three.zero_fraction is None
@@ -443,9 +444,11 @@ def test_what_is_not_finite_is_reported_as_it_is(value: float) -> None:
 
 
 def test_gradients_do_not_overflow_in_float32() -> None:
-    model = stacked(dense([[1.0]], [0.0]), nn.ReLU(), dense([[0.0], [1e30]], [0.0, 0.0]))
+    model = stacked(
+        dense([[1.0]] * 2, [0.0] * 2), nn.ReLU(), dense([[0.0] * 2, [1e30] * 2], [0, 0])
+    )
     health = look(model, X[1:2], Y[1:2] * 0, probe=EVERY, activation="relu")
-    assert health.layers[0].gradient_norm == pytest.approx(math.sqrt(2) * 1e30, rel=1e-6)
+    assert health.layers[0].gradient_norm == pytest.approx(2e30, rel=1e-6)
 
 
 def test_probe_indices() -> None:

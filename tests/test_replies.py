@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, MessageType, MetricReco
 
 from fedsim.engine.apps import assume_identity
 from fedsim.federation.replies import Judged, judge
-from fedsim.flower import Instruction, Reply, encode_instruction, encode_reply
+from fedsim.flower import LAYERS, Instruction, encode_instruction, encode_reply, encode_sent
 from fedsim.ledger.schema import CLIENTS
 from fedsim.records import ClientRow, LayerRow
 
@@ -27,7 +27,7 @@ FIGURES: dict[str, Any] = {
     "loss_last_step": 1.5,
     "cpu_seconds": 0.25,
     "wall_seconds": 0.5,
-    "dense_bytes": 28,
+    "saved_bytes": 28,
     "update_norm": 3.0,
 }
 GOOD_ROW = ClientRow(round=3, client=0, **FIGURES)
@@ -48,10 +48,16 @@ def asked(clients: Iterable[int], instruction: Instruction = PLAIN) -> dict[int,
     return messages
 
 
-def answer(to: Message, *, arrays: Mapping[str, np.ndarray] = MODEL, **settings: Any) -> Message:
+def answer(
+    to: Message,
+    *,
+    arrays: Mapping[str, np.ndarray] = MODEL,
+    figures: Mapping[str, Any] = FIGURES,
+    layers: Mapping[str, list[Any]] | None = None,
+    control_change: Mapping[str, np.ndarray] | None = None,
+) -> Message:
     """Return a good answer, with some of it changed."""
-    given = {"figures": FIGURES, **settings}
-    return encode_reply(Reply(arrays=arrays, **given), to=to)
+    return encode_reply(encode_sent(arrays, control_change), figures, layers or {}, to=to)
 
 
 def judged(
@@ -186,7 +192,6 @@ def test_bad_arrays_are_rejected_and_the_figures_kept(kind: str) -> None:
 BAD_METRICS: dict[str, tuple[Callable[[RecordDict], None], str]] = {
     "no record": (lambda content: content.pop("metrics"), "the reply has no 'metrics' record"),
     "no examples": (with_metric("num-examples", None), "metric num-examples is missing"),
-    "no norm": (with_metric("update_norm", None), "metric update_norm is missing"),
     "no loss": (with_metric("loss_last_step", None), "metric loss_last_step is missing"),
     "list": (with_metric("steps", [1, 2]), "metric steps is [1, 2]"),
     "zero examples": (
@@ -215,8 +220,8 @@ BAD_METRICS: dict[str, tuple[Callable[[RecordDict], None], str]] = {
     ),
     "no steps": (with_metric("steps", 0), "metric steps = 0 is not a count of at least 1"),
     "negative bytes": (
-        with_metric("dense_bytes", -1),
-        "metric dense_bytes = -1 is not a count of at least 0",
+        with_metric("saved_bytes", -1),
+        "metric saved_bytes = -1 is not a count of at least 0",
     ),
     "negative time": (
         with_metric("cpu_seconds", -0.5),
@@ -360,18 +365,62 @@ def test_an_initial_loss_is_due_where_it_was_asked_for() -> None:
         assert bad.clients[0].error == f"metric initial_loss {text}"
 
 
-def test_norms_of_layers_become_rows() -> None:
-    result = judged(lambda content: None, layer_norms=[1.5, 0.0])
+LAYER_COLUMNS: dict[str, list[Any]] = {
+    "layer": ["dense1", "dense1"],
+    "phase": ["before", "after"],
+    "parameters": [520, 520],
+    "zero_fraction": [0.5, 0.25],
+    "gradient_norm": [2.0, float("inf")],
+    "update_norm": [float("nan"), 1.5],
+}
+
+
+def test_columns_of_layers_become_rows() -> None:
+    result = judged(lambda content: None, layers=LAYER_COLUMNS)
+    both = {"round": 3, "client": 0, "layer": "dense1", "parameters": 520}
     assert result.layers == [
-        LayerRow(round=3, client=0, layer="w", parameters=6, update_norm=1.5),
-        LayerRow(round=3, client=0, layer="b", parameters=1, update_norm=0.0),
+        LayerRow(**both, phase="before", zero_fraction=0.5, gradient_norm=2.0),
+        LayerRow(
+            **both, phase="after", zero_fraction=0.25, gradient_norm=float("inf"), update_norm=1.5
+        ),
     ]
+    assert result.clients == [GOOD_ROW]
 
 
-def test_norms_of_other_layers_are_ignored() -> None:
-    result = judged(lambda content: None, layer_norms=[1.5])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"phase": ["before"]}, "no equally long columns of layer and phase"),
+        ({"layer": 3}, "no equally long columns of layer and phase"),
+        ({"phase": ["before", "global"]}, "a phase that is unknown"),
+        ({"phase": ["after", "after"]}, "a layer that is named twice"),
+        ({"zero_fraction": [0.5]}, "zero_fraction is no column of 2 figures"),
+        ({"zero_fraction": [0.5, -1.0]}, "zero_fraction = -1.0 is not a finite amount"),
+        ({"zero_fraction": ["a", "b"]}, "zero_fraction = 'a' is no number"),
+        ({"parameters": [1, 2**63]}, "parameters = 9223372036854775808 is not a finite amount"),
+    ],
+    ids=str,
+)
+def test_layers_that_cannot_be_are_left_out_and_noted(change: dict[str, Any], text: str) -> None:
+    result = judged(lambda content: None, layers={**LAYER_COLUMNS, **change})
     assert result.layers == []
-    assert [row.status for row in result.clients] == ["ok"]
+    (row,) = result.clients
+    assert row.status == "ok"
+    assert (row.error or "").startswith("ignored layers: ")
+    assert text in (row.error or "")
+    assert len(result.updates) == 1
+
+
+def test_a_record_of_layers_that_is_of_another_kind_is_ignored() -> None:
+    spoil = lambda content: content.__setitem__(LAYERS, MetricRecord({"x": 1}))  # noqa: E731
+    assert judged(spoil).clients == [GOOD_ROW]
+
+
+def test_figures_that_only_the_server_knows_are_not_taken_from_a_client() -> None:
+    result = judged(lambda content: None, figures={**FIGURES, "wire_bytes": 5, "drift_cosine": 1.0})
+    (row,) = result.clients
+    assert (row.wire_bytes, row.drift_cosine) == (None, None)
+    assert row.error == "ignored metrics: drift_cosine, wire_bytes"
 
 
 def test_an_answer_without_content_is_no_answer() -> None:

@@ -12,14 +12,15 @@ from flwr.app import Array, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsim import parts
-from fedsim.config import Experiment
+from fedsim.config import Experiment, UpdateTable
 from fedsim.engine import InlineExecutor, SimulationGrid
 from fedsim.errors import RunFailed
 from fedsim.federation import sampling
+from fedsim.federation.evaluation import examine
 from fedsim.federation.rounds import RoundFailed, RoundOutcome, federated_rounds
 from fedsim.federation.strategy import make_aggregator
+from fedsim.federation.transport import Transport
 from fedsim.ledger.read import Run, load
-from fedsim.measure.evaluation import evaluate
 from fedsim.training import load_arrays, read_arrays
 
 Make = Callable[..., Experiment]
@@ -139,10 +140,12 @@ def test_figures_count_what_was_done(
         make_experiment(server={"clients_per_round": 8}, experiment={"rounds": 1}),
         spoiled(client_app, fault, clients=[3]),
     )
-    replied = 7 if kind in ("exception", "no examples") else 8
+    replied = 7 if kind == "exception" else 8
     row = run.rounds.iloc[0]
-    assert row.downlink_bytes == 8 * MODEL_BYTES
-    assert row.uplink_bytes == replied * MODEL_BYTES
+    assert row.downlink_dense_bytes == 8 * MODEL_BYTES
+    assert row.uplink_dense_bytes == replied * MODEL_BYTES
+    assert row.downlink_bytes == run.clients.downlink_wire_bytes.sum() > 8 * MODEL_BYTES
+    assert row.uplink_bytes == run.clients.wire_bytes.sum() > replied * MODEL_BYTES
     assert run.clients.dense_bytes.count() == replied
     assert row.cpu_seconds == pytest.approx(run.clients.cpu_seconds.sum(), rel=1e-12)
     assert row.wall_seconds >= run.clients.wall_seconds.sum()
@@ -166,7 +169,11 @@ def outcomes(
             choose=choose,
             node_of=grid.node_of,
             learning_rate=lambda round: 0.1,
-            evaluate=lambda arrays: evaluate(load_arrays(model, arrays), x, y),
+            level=lambda round: "light",
+            transport=Transport(update=UpdateTable(), seed=0),
+            evaluate=lambda arrays, level: examine(
+                load_arrays(model, arrays), x, y, level=level, activation="relu", seed=0
+            ),
             evaluate_every=1,
             timeout_seconds=60,
         )
@@ -331,9 +338,9 @@ def test_a_schedule_reaches_the_clients(
 
 def test_layers_are_measured_where_asked(make_experiment: Make, run_inline: RunInline) -> None:
     run = run_inline(make_experiment(measure={"level": "full"}, experiment={"rounds": 1}))
-    assert len(run.layers) == 4 * 4
-    squares = run.layers.update_norm**2
-    total = squares.groupby(run.layers.client).sum() ** 0.5
+    after = run.layers[run.layers.phase == "after"]
+    assert len(after) == 4 * 2
+    total = (after.update_norm**2).groupby(after.client).sum() ** 0.5
     assert total.tolist() == pytest.approx(run.clients.update_norm.tolist(), rel=1e-12)
 
 

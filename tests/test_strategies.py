@@ -22,7 +22,7 @@ from fedsim.engine.apps import assume_identity
 from fedsim.errors import RunFailed
 from fedsim.federation.replies import Judged, judge
 from fedsim.federation.strategy import AGGREGATORS, FLOWER_STRATEGIES, Aggregator, make_aggregator
-from fedsim.flower import Reply, encode_instruction, encode_reply
+from fedsim.flower import encode_instruction, encode_reply, encode_sent
 from fedsim.measure.evaluation import evaluate
 from fedsim.randomness import stream
 
@@ -234,21 +234,17 @@ def ask_and_judge(
     ws = models(round)
     replies = [
         encode_reply(
-            Reply(
-                arrays={**named(ws[i]), **same},
-                figures={
-                    "examples": int(EXAMPLES[i]),
-                    "steps": 1,
-                    "dense_bytes": 1,
-                    "cpu_seconds": 0.0,
-                    "wall_seconds": 0.0,
-                    "update_norm": 0.0,
-                    "loss_first_step": 1.0,
-                    "loss_last_step": 1.0,
-                    "initial_loss": float(LOSSES[i]),
-                },
-                control_change={**named(control_changes(ws)[i]), **same},
-            ),
+            encode_sent({**named(ws[i]), **same}, {**named(control_changes(ws)[i]), **same}),
+            {
+                "examples": int(EXAMPLES[i]),
+                "steps": 1,
+                "cpu_seconds": 0.0,
+                "wall_seconds": 0.0,
+                "loss_first_step": 1.0,
+                "loss_last_step": 1.0,
+                "initial_loss": float(LOSSES[i]),
+            },
+            {},
             to=messages[cohort[i]],
         )
         for i in order

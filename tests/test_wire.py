@@ -106,6 +106,27 @@ def test_a_message_has_the_bytes_that_flower_serialises(content, chunk_bytes):
             assert message_bytes(message) == flowers_bytes(message)
 
 
+INTEGERS = [0, -1, 1, 63, 64, -64, -65, 2**62 - 1, 2**62, -(2**62) - 1, 2**63 - 1, -(2**63)]
+LARGE = [2**63, 2**64 - 1]
+NUMBERS_AT_THE_EDGE = [*INTEGERS, *LARGE, 0.0, -0.0, float("nan"), np.float64(2.5)]
+LISTS_AT_THE_EDGE = [[], INTEGERS, LARGE, [5, 2**63, 0], [1, True], [0.0], [1e308] * 16]
+TEXTS_AT_THE_EDGE = ["", "größe", "x" * 127, "x" * 128, b"", b"\0" * 200, True, False]
+TEXT_LISTS_AT_THE_EDGE = [["", "層", "x" * 300], [b"", b"\xff" * 130], [True, False]]
+
+
+@pytest.mark.parametrize("value", [*NUMBERS_AT_THE_EDGE, *LISTS_AT_THE_EDGE])
+def test_a_number_counts_at_the_edges_of_its_encoding(value):
+    for record in (MetricRecord({"n": value}), ConfigRecord({"": value})):
+        message = reply(RecordDict({"r": record}))
+        assert message_bytes(message) == flowers_bytes(message)
+
+
+@pytest.mark.parametrize("value", [*TEXTS_AT_THE_EDGE, *TEXT_LISTS_AT_THE_EDGE])
+def test_a_text_counts_at_the_edges_of_its_encoding(value):
+    message = reply(RecordDict({"r": ConfigRecord({"n": value})}))
+    assert message_bytes(message) == flowers_bytes(message)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     node=UINT64,

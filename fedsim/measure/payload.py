@@ -207,9 +207,3 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
         return None
     lengths = math.sqrt(a_squared) * math.sqrt(b_squared)
     return max(-1.0, min(1.0, product / lengths)) if math.isfinite(lengths) else math.nan
-
-
-def relative_error(meant: Arrays, sent: Arrays) -> float | None:
-    """Return |sent - meant| / |meant| over the floating tensors; None where nothing was meant."""
-    norm = total_norm(layer_norms({k: np.zeros_like(v) for k, v in meant.items()}, meant))
-    return total_norm(layer_norms(meant, sent)) / norm if norm else None
