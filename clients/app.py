@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from clients.control import control_of, correction, update_control
-from clients.figures import compression_figures, health_figures, layer_columns
-from clients.sending import outgoing
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from clients.control import control_of, correction, update_control
+from clients.figures import compression_figures, health_figures, layer_columns
+from clients.sending import outgoing
 from fedsim import codecs, flower, parts
 from fedsim.costs import counted
 from fedsim.measure.bill import Bill

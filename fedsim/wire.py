@@ -179,7 +179,7 @@ def value_bytes(value: Any) -> int:
     if isinstance(value, float):
         return 9
     if isinstance(value, int):
-        return 1 + integer_bytes(value, value > LARGEST_INT64)
+        return 1 + integer_bytes(value)
     if isinstance(value, list):
         return 1 + field_bytes(list_bytes(value))
     return field_bytes(text_bytes(value))
@@ -192,18 +192,16 @@ def list_bytes(values: list[Any]) -> int:
     if isinstance(values[0], float):
         return field_bytes(8 * len(values))
     if isinstance(values[0], int):
-        unsigned = max(values) > LARGEST_INT64
-        return field_bytes(sum(integer_bytes(value, unsigned) for value in values))
+        size = varint_bytes if max(values) > LARGEST_INT64 else integer_bytes
+        return field_bytes(sum(map(size, values)))
     return sum(field_bytes(text_bytes(value)) for value in values)
 
 
-def integer_bytes(value: int, unsigned: bool) -> int:
-    """Return the size of an integer or truth value: a varint, zigzag-encoded unless unsigned.
+def integer_bytes(value: int) -> int:
+    """Return the size of an integer or truth value: a varint, its sign in the lowest bit (zigzag).
 
-    Zigzag puts the sign into the lowest bit; a truth value is one byte either way.
+    Above 63 bits Flower sends it without a sign, which is ten bytes as well.
     """
-    if unsigned:
-        return varint_bytes(value)
     return varint_bytes(value << 1 if value >= 0 else ~(value << 1))
 
 

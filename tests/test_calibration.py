@@ -263,15 +263,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def test_forward_and_backward_are_timed_apart_and_per_pass(clock: Callable[[float], None]) -> None:
+    takes = [2**-4, 2**-2]
+
     class Timed(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            clock(2**-4)
+            clock(takes[0])
             return x.clone()
 
         @staticmethod
         def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-            clock(2**-2)
+            clock(takes[1])
             return gradient
 
     class Layer(nn.Module):
@@ -297,7 +299,15 @@ def test_forward_and_backward_are_timed_apart_and_per_pass(clock: Callable[[floa
     assert timing.time_steps(lambda: clock(0.25), seconds=1.1) == (1.25, 5)
     assert timing.time_steps(lambda: clock(0.25), seconds=0.0) == (0.25, 1)
     # A block is never too short for the clock, however little time there is.
+    takes[:] = [2**-13, 2**-2]
+    assert timing.time_elements(arm, seconds=0.0) == (9 * 2**-12, 9 * 2**-1, 9)
     assert timing.time_steps(lambda: clock(2**-11), seconds=0.0) == (5 * 2**-11, 5)
+
+
+def test_a_visit_leaves_the_model_as_it_was() -> None:
+    arm = make_arm(small("prelu"), "prelu", DATA, stream(0, "inputs"))
+    timing.visit(arm, DATA, seconds=0.0)
+    assert same(state(arm.model), state(small("prelu")))
 
 
 def test_a_visit_gives_seconds_per_element_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,7 +521,9 @@ values = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12)
 def test_an_interval_surrounds_the_median_and_scales_with_it(data: list[float], seed: int) -> None:
     found = median_interval(data, stream(seed, "test"))
     assert found.estimate == statistics.median(data)
-    assert min(data) <= found.low <= found.estimate <= found.high <= max(data)
+    assert found.low <= found.estimate <= found.high
+    assert min(data) <= found.low * (1 + 1e-12)
+    assert found.high <= max(data) * (1 + 1e-12)
     assert median_interval(data, stream(seed, "test")) == found
     twice = median_interval([2 * v for v in data], stream(seed, "test"))
     assert twice == Interval(estimate=2 * found.estimate, low=2 * found.low, high=2 * found.high)

@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 from fedsim import __version__
-from fedsim.cli import bench, cost, data, runs, study
+from fedsim.cli import bench, cost, data, overhead, runs, study
 from fedsim.cli import run as run_command
 from fedsim.cli.command import Command
 from fedsim.errors import FedsimError
@@ -38,6 +38,7 @@ data_app.command("fetch", cls=Command)(data.fetch)
 app.add_typer(data_app, name="data")
 bench_app = typer.Typer(help="Measure what things cost on this machine.", no_args_is_help=True)
 bench_app.command("activations", cls=Command)(bench.activations)
+bench_app.command("measure", cls=Command)(overhead.measure)
 app.add_typer(bench_app, name="bench")
 
 

@@ -59,11 +59,12 @@ class RoundHandler(logging.Handler):
         The first round of a process, in which workers load what they need, says nothing about
         those that follow, and is forgotten at once.
         """
+        wall = row.wall_seconds or 0.0
         if self._pace is None:
             self._pace = math.inf
-            return row.wall_seconds
-        old = row.wall_seconds if math.isinf(self._pace) else self._pace
-        self._pace = 0.8 * old + 0.2 * row.wall_seconds
+            return wall
+        old = wall if math.isinf(self._pace) else self._pace
+        self._pace = 0.8 * old + 0.2 * wall
         return self._pace
 
 

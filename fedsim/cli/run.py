@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from fedsim.cli.calibrate import calibration_of
 from fedsim.cli.options import (
     DataDirectory,
     Format,
@@ -48,12 +49,14 @@ def run(
     Ctrl-C stops a run so that --resume goes on with the same bits.
     """
     experiment = read_experiment(file, with_data_directory(settings, data_dir), out, resume)
+    from fedsim.ledger.files import CALIBRATION, write_atomically
     from fedsim.runs import holds_run
     from fedsim.simulation import open_engine, prepare, simulate
 
     experiment = prepare(experiment)
     engine = experiment.engine
     directory = Path(experiment.run.out)
+    timed = calibration_of([experiment], directory / CALIBRATION, quiet=quiet)
     say(f"{experiment.experiment.name}: starting the {engine.name} engine", quiet=quiet)
     try:
         executor = open_engine(experiment)
@@ -62,6 +65,8 @@ def run(
                 simulate(experiment, executor)
         finally:
             executor.close()
+            if timed and holds_run(directory):
+                write_atomically(directory / CALIBRATION, timed)
     except KeyboardInterrupt:
         if holds_run(directory):
             say(f"interrupted; go on with: fedsim run --resume {directory}")

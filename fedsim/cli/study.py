@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedsim import units
+from fedsim.cli.calibrate import calibration_of
 from fedsim.cli.options import (
     DataDirectory,
     Format,
@@ -72,12 +73,17 @@ def study(
 def run_study(plan: Study, directory: Path, *, quiet: bool) -> tuple[list[CellResult], int]:
     """Run what is missing; return what became of all cells, and how many were there before."""
     from fedsim.config import Experiment
+    from fedsim.ledger.files import CALIBRATION, write_atomically
     from fedsim.simulation import open_engine, prepare, simulate
     from fedsim.study.design import Cell
     from fedsim.study.execute import check_directory, is_complete, prepared, run_cells
 
     plan = prepared(plan, prepare)
     check_directory(plan, directory)
+    experiments = [cell.experiment for cell in plan.cells]
+    if timed := calibration_of(experiments, directory / CALIBRATION, quiet=quiet):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / CALIBRATION, timed)
     done = [cell for cell in plan.cells if is_complete(cell, directory)]
     with ExitStack() as stack:
         executor: Any = None

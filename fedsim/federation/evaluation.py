@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -26,6 +27,6 @@ def examine(
     if level != "full":
         accuracy, loss = evaluate(model, x, y)
         return Evaluation(accuracy=accuracy, loss=loss)
-    probe = probe_indices(len(y), stream(seed, "test-probe"))
+    probe = torch.from_numpy(probe_indices(len(y), stream(seed, "test-probe")))
     health = look(model, x, y, probe=probe, activation=activation)
     return Evaluation(accuracy=health.accuracy, loss=health.loss, layers=health.layers)

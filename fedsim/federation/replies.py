@@ -163,9 +163,10 @@ def check_figure(name: str, value: object) -> None:
         least = 1 if name in POSITIVE else 0
         if not (least <= value <= LARGEST_COUNT and value == int(value)):
             raise Rejected(f"metric {name} = {value} is not a count of at least {least}")
-    elif not (declared and declared.metadata["signed"]):
-        if not (math.isfinite(value) and value >= 0):
-            raise Rejected(f"metric {name} = {value} is not a finite amount")
+        return
+    signed = declared is not None and declared.metadata["signed"]
+    if not signed and not (math.isfinite(value) and value >= 0):
+        raise Rejected(f"metric {name} = {value} is not a finite amount")
 
 
 def read_arrays(content: RecordDict, record: str, like: Arrays) -> dict[str, np.ndarray]:

@@ -10,7 +10,6 @@ from flwr.app import RecordDict
 
 from fedsim import codecs
 from fedsim.config import UpdateTable
-from fedsim.errors import CodecError
 from fedsim.federation.replies import Rejected, read_arrays
 from fedsim.flower import ARRAYS, CODED, Instruction, decode_payload
 from fedsim.randomness import stream
@@ -68,7 +67,8 @@ class Transport:
             model = decoded
         if received is like:
             return model
-        return {name: value + (model[name] - received[name]) for name, value in like.items()}
+        change = {name: model[name] - value for name, value in received.items()}
+        return {name: value + change[name] for name, value in like.items()}
 
 
 def read_payload(content: RecordDict, like: Arrays) -> dict[str, np.ndarray]:
@@ -80,6 +80,7 @@ def read_payload(content: RecordDict, like: Arrays) -> dict[str, np.ndarray]:
     if CODED not in content.array_records:
         raise Rejected(f"the reply has no {CODED!r} record")
     try:
-        return codecs.decode(decode_payload(content.array_records[CODED]), like)
-    except (CodecError, ValueError) as error:
+        payload = decode_payload(content.array_records[CODED])
+        return dict(codecs.decode(payload, like))
+    except Exception as error:  # NumPy's reader raises what it trips over
         raise Rejected(f"{CODED}: {error}") from error

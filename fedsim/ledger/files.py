@@ -14,6 +14,7 @@ from fedsim.errors import LedgerError
 LEDGER = "ledger.sqlite"
 MANIFEST = "manifest.json"
 CONFIG = "config.toml"
+CALIBRATION = "calibration.json"  # what activations take on this machine, where it was measured
 LOCK = "run.lock"
 CHECKPOINTS = "checkpoint-*.safetensors"
 PARTS = ".*.part"

@@ -135,7 +135,7 @@ def marked(layers: Sequence[nn.Module]) -> Iterator[None]:
     with ExitStack() as hooks:
         for layer in layers:
             hooks.enter_context(layer.register_forward_pre_hook(enter))
-            hooks.enter_context(layer.register_forward_hook(leave, always_call=True))
+            hooks.enter_context(layer.register_forward_hook(leave))
         yield
 
 

@@ -74,7 +74,9 @@ def median_interval(values: Sequence[float], rng: np.random.Generator) -> Interv
         vectorized=True,
         random_state=rng,
     ).confidence_interval
-    return Interval(estimate=estimate, low=float(found.low), high=float(found.high))
+    # SciPy interpolates between resamples: where all are equal, its last digit may differ.
+    low, high = min(float(found.low), estimate), max(float(found.high), estimate)
+    return Interval(estimate=estimate, low=low, high=high)
 
 
 def instabilities(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim.errors import DataError
+from fedsim.ledger.files import CALIBRATION
 from fedsim.ledger.read import Run, load
 from fedsim.measure.convergence import (
     area_under_curve,
@@ -57,7 +58,6 @@ COSTS: dict[str, Kind] = {
     "wall_seconds": "measured",
 }
 
-CALIBRATION = "calibration.json"
 CALIBRATION_FORMAT = 1
 TIMINGS = ("forward_ns", "backward_ns", "share_of_step")
 
