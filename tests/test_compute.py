@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,11 +21,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.errors import ConfigError
 from fedsim.measure.compute import (
+    Call,
     LayerCost,
     ModelCost,
     examples_processed,
     model_cost,
     optimizer_flops,
+    product_flops,
+    product_flops_by_torch,
 )
 from fedsim.models import ACTIVATIONS, MODELS, Cost, build_model
 from fedsim.training import train_locally
@@ -179,6 +184,52 @@ def test_a_real_step_of_any_batch_is_so_many_examples(
     each = model_cost(model, shape, activation="relu").train_flops
     for examples in (1, 7, 10):
         assert counted_by_torch(model, shape, examples) == examples * each
+
+
+@each_size
+@pytest.mark.parametrize("trained_before", [False, True])
+def test_products_are_what_torch_counts_layer_by_layer(
+    name: str, shape: Shape, width: int, depth: int, trained_before: bool
+) -> None:
+    model = build(name, shape, width=width, depth=depth)
+    x = torch.ones(2, *shape, requires_grad=trained_before)
+    for layer in model.children():
+        call = Call(inputs=(x,), output=(x := layer(x)))
+        assert product_flops(layer, call) == product_flops_by_torch(layer, call)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ConvTranspose2d(3, 4, 3, stride=2),
+        nn.Conv2d(3, 4, 3, stride=2, dilation=2, bias=False),
+        nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 5, 2)),
+        nn.Linear(8, 5),  # at every position
+    ],
+)
+def test_layers_that_no_model_has_yet(layer: nn.Module) -> None:
+    model = nn.Sequential(layer, nn.Flatten(), nn.ReLU(), nn.LazyLinear(CLASSES))
+    model(torch.ones(1, 3, 8, 8))
+    cost = model_cost(model, (3, 8, 8), activation="relu")
+    assert cost.train_flops > cost.layers[-1].forward_flops * 3
+    assert cost.train_flops * 4 == counted_by_torch(model, (3, 8, 8), 4)
+
+
+def test_counting_loads_no_compiler() -> None:
+    script = """if True:
+        import sys, torch
+        from fedsim.measure.compute import model_cost
+        from fedsim.measure.memory import saved_model
+        from fedsim.models import build_model
+        for name in ("mlp", "cnn"):
+            model = build_model(name, input_shape=(1, 4, 4), classes=2, width=2, seed=0)
+            model_cost(model, (1, 4, 4), activation="relu"), saved_model(model, (1, 4, 4))
+        print("torch._dynamo" in sys.modules)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 @each_model

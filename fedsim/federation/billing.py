@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Message
+from flwr.common.constant import ErrorCode
 
 from fedsim.federation.replies import LARGEST_COUNT, Judged, Update
 from fedsim.flower import Instruction
@@ -66,14 +67,19 @@ def bill_clients(
         reply = judged.replies.get(row.client)
         billed = replace(
             row,
-            dense_bytes=None if reply is None or reply.has_error() else dense,
-            wire_bytes=None if reply is None else message_bytes(reply),
+            dense_bytes=dense if reply and reply.has_content() else None,
+            wire_bytes=message_bytes(reply) if reply and crossed(reply) else None,
             downlink_dense_bytes=dense,
             downlink_wire_bytes=message_bytes(asked[row.client]),
             drift_cosine=drift.get(row.client),
         )
         rows.append(replace(billed, **price(billed)) if price else billed)  # type: ignore[arg-type]
     return rows
+
+
+def crossed(reply: Message) -> bool:
+    """Say whether a reply came over the wire; others are errors made up on the server's side."""
+    return reply.has_content() or reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 def drift_cosines(updates: Sequence[Update], model: Arrays) -> dict[int, float | None]:

@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
 
-from fedsim.measure.compute import leaves, skeleton
+from fedsim.measure.compute import copy_of, leaves
 
 LOSS = "loss"  # what is saved outside every layer
 STATUS = Path("/proc/self/status")
@@ -47,37 +47,38 @@ class SavedBytes:
 def saved_bytes(model: Module, x: Tensor, y: Tensor) -> dict[str, int]:
     """Count the bytes that autograd saves for backward in one training step, by layer.
 
-    The step is ``cross_entropy(model(x), y)``. The batch itself is saved too, x by the first
-    layer and y by the loss; parameters and buffers are not counted. Tensors that share memory
-    count once, for the layer that saved it first. What only lives inside an operation is not
-    captured. The model is neither run nor changed: only shapes are followed.
+    The step is ``cross_entropy(model(x), y)``, of a copy of the model and on the processor. The
+    batch itself is saved too, x by the first layer and y by the loss; parameters and buffers do
+    not count. Tensors that share memory count once, for the layer that saved it first. What only
+    lives inside an operation is not captured.
 
     Args:
         x: features, (examples, \\*input shape).
         y: labels, (examples,).
     """
-    twin = skeleton(model)
+    twin = copy_of(model)
     state = map(Tensor.untyped_storage, chain(twin.parameters(), twin.buffers()))
     # Storages are held, so that none takes the place of another, and with it its identity.
     known = {id(storage): storage for storage in state}
     saved: Counter[str] = Counter()
-    layers = [LOSS]  # under way, the innermost last
+    under_way = [LOSS]
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if id(storage) not in known:
             known[id(storage)] = storage
-            saved[layers[-1]] += storage.nbytes()
+            saved[under_way[-1]] += storage.nbytes()
         return tensor
 
     def leave(*_: object) -> None:
-        layers.pop()
+        under_way.pop()
 
     for name, layer in leaves(twin).items():
-        layer.register_forward_pre_hook(lambda _, __, name=name: layers.append(name))
+        layer.register_forward_pre_hook(lambda _, __, name=name: under_way.append(name))
         layer.register_forward_hook(leave)
-    features, labels = (torch.empty_like(part, device="meta") for part in (x, y))
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
+    # A batch is memory of its own, not part of the examples that it was taken from.
+    features, labels = (part.detach().clone().cpu() for part in (x, y))
+    with torch.random.fork_rng(devices=[]), saved_tensors_hooks(pack, lambda tensor: tensor):
         cross_entropy(twin(features), labels)
     return dict(saved)
 
@@ -90,8 +91,8 @@ def saved_model(model: Module, input_shape: tuple[int, ...]) -> SavedBytes:
     """
 
     def saved_by(examples: int) -> dict[str, int]:
-        x = torch.empty(examples, *input_shape, device="meta")
-        return saved_bytes(model, x, torch.empty(examples, dtype=torch.int64, device="meta"))
+        x, y = torch.zeros(examples, *input_shape), torch.zeros(examples, dtype=torch.int64)
+        return saved_bytes(model, x, y)
 
     two, three = saved_by(2), saved_by(3)
     per_example = {name: three[name] - two[name] for name in two}
