@@ -11,7 +11,7 @@ from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.measure.calibration import Calibration, Progress, calibrate
 
-BLOCKS = 30
+BLOCKS = 20
 SECONDS = 25.0
 LEAST_BLOCKS = 5
 

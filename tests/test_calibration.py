@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -39,11 +40,12 @@ ACTIVATION_NAMES = [name for name in ACTIVATIONS if name != "identity"]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Compute with one thread: more would wait for each other where cores are busy."""
-    threads = torch.get_num_threads()
+    """Compute with one thread: more wait for each other where cores are busy. Keep the cores."""
+    threads, cores = torch.get_num_threads(), stability.allowed_cores()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    assert stability.allowed_cores() == cores
 
 
 def small(activation: str, name: str = "mlp", depth: int = 2) -> nn.Module:
@@ -518,6 +520,7 @@ values = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12)
 
 @settings(deadline=None, max_examples=40)
 @given(values, st.integers(0, 3))
+@example([263.1423154439005] * 2, 0)  # whose resamples SciPy does not interpolate exactly
 def test_an_interval_surrounds_the_median_and_scales_with_it(data: list[float], seed: int) -> None:
     found = median_interval(data, stream(seed, "test"))
     assert found.estimate == statistics.median(data)
@@ -825,6 +828,14 @@ def test_the_default_is_the_whole_registry_and_the_experiment_s_own() -> None:
     assert found == [*ACTIVATION_NAMES, "leaky_relu(0.3)"]
     found = [e.model.activation for e in read_experiments(None, own, "tanh, identity,tanh")]
     assert found == ["tanh", "identity"]
+
+
+def test_the_command_asks_for_as_much_as_a_study_does() -> None:
+    from fedsim.cli.bench import activations
+
+    command, call = (inspect.signature(f).parameters for f in (activations, calibrate_experiments))
+    for name in ("blocks", "seconds"):
+        assert command[name].default == call[name].default
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,8 @@ def test_no_such_activation() -> None:
 @each_model
 def test_the_model_is_not_touched(name: str) -> None:
     model = build(name, (1, 8, 8), width=4).eval()
-    model.register_buffer("seen", torch.ones(3))
+    model.append(nn.BatchNorm1d(CLASSES).eval())  # type: ignore[operator]
+    model.append(nn.Dropout().train())  # type: ignore[operator]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     identities = [(id(p), p.data_ptr(), p.device) for p in model.parameters()]
     torch_state, threads = torch.get_rng_state(), torch.get_num_threads()
@@ -308,7 +309,8 @@ def test_the_model_is_not_touched(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [(id(p), p.data_ptr(), p.device) for p in model.parameters()] == identities
     assert all(p.grad is None for p in model.parameters())
-    assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.children()][-2:] == [False, True]
+    assert not model.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert torch.get_num_threads() == threads

@@ -117,6 +117,7 @@ def test_the_commands() -> None:
             *("--activations", "--blocks", "--data-dir", "--format", "--out", "--quiet"),
             *("--seconds", "--set"),
         ],
+        "bench measure": ["--data-dir", "--format", "--quiet", "--repeats", "--rounds", "--set"],
         "data": [],
         "data fetch": ["--data-dir", "--from"],
     }

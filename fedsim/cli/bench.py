@@ -46,7 +46,7 @@ def activations(
             "--activations", metavar="NAME,NAME,...", help="Which; default: all that there are."
         ),
     ] = None,
-    blocks: Annotated[int, typer.Option(help="Times that everything is measured.")] = 30,
+    blocks: Annotated[int, typer.Option(help="Times that everything is measured.")] = 20,
     seconds: Annotated[float, typer.Option(help="For everything, about.")] = 25.0,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Keep the calibration in a file.")
