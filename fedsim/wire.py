@@ -44,14 +44,22 @@ def message_bytes(message: Message) -> int:
 
     Arrays are neither copied nor hashed; two are compared where length and last bytes agree.
     """
+    envelope = envelope_bytes(message)
+    return envelope + content_bytes(message) if message.has_content() else envelope
+
+
+def envelope_bytes(message: Message) -> int:
+    """Return the bytes of a message's first object, which holds its metadata or its error."""
     # Flower announces a message by this stand-in, whose content has an id of the same length.
-    envelope = len(remove_content_from_message(message).deflate())
-    if not message.has_content():
-        return envelope
+    return len(remove_content_from_message(message).deflate())
+
+
+def content_bytes(message: Message) -> int:
+    """Return the bytes of a message's other objects; equal for requests with equal content."""
     objects = Objects()
     content = add_content(objects, message.content)
     is_reply = bool(message.metadata.reply_to_message_id)
-    return envelope + (sum(objects.sizes) if is_reply else objects.trees[content])
+    return sum(objects.sizes) if is_reply else objects.trees[content]
 
 
 class Objects:

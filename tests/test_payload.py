@@ -167,7 +167,7 @@ def test_statistics_by_hand() -> None:
 @pytest.mark.parametrize("size", [0, 1, 3, 100, 5000])
 def test_compressed_bytes_are_of_one_frame_that_holds_the_update(size: int) -> None:
     update = np.round(normal("frame", size))
-    frame = zstandard.ZstdCompressor(level=3).compress(update.tobytes())
+    frame = zstandard.ZstdCompressor(level=1).compress(update.tobytes())
     assert zstandard.decompress(frame) == update.tobytes()
     assert update_statistics(update, blank=None)["compressed_bytes"] == len(frame)
 

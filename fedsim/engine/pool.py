@@ -150,7 +150,7 @@ class RayExecutor:
             return
         shared, places = share_records(jobs)
         reference = ray.put(shared)
-        size = -(-len(jobs) // (self._count * CHUNKS_PER_WORKER))
+        size = max(1, len(jobs) // (self._count * CHUNKS_PER_WORKER))
         for group in grouped_by_node(jobs, min(size, LARGEST_CHUNK)):
             parcels = [pack(job, places) for job in group]
             self._queue.append(Chunk(group, parcels, reference))

@@ -17,7 +17,7 @@ from fedsim.measure.energy import Energy
 from fedsim.measure.health import LayerHealth
 from fedsim.measure.payload import cosine, dense_bytes, flat_update, update_statistics
 from fedsim.records import SERVER, ClientRow, LayerRow, RoundRow
-from fedsim.wire import message_bytes
+from fedsim.wire import content_bytes, envelope_bytes, message_bytes
 
 Arrays = Mapping[str, np.ndarray]
 Price = Callable[[ClientRow], Mapping[str, float]]
@@ -62,6 +62,8 @@ def bill_clients(
     # Arrays as large as the model, twice with a control variate: the same for every client.
     dense = dense_bytes(instruction.arrays) + dense_bytes(instruction.control or {})
     drift = drift_cosines(judged.updates, instruction.arrays) if instruction.level == "full" else {}
+    # One content serves the whole cohort.
+    content = content_bytes(next(iter(asked.values())))
     rows: list[ClientRow] = []
     for row in judged.clients:
         reply = judged.replies.get(row.client)
@@ -70,7 +72,7 @@ def bill_clients(
             dense_bytes=dense if reply and reply.has_content() else None,
             wire_bytes=message_bytes(reply) if reply and crossed(reply) else None,
             downlink_dense_bytes=dense,
-            downlink_wire_bytes=message_bytes(asked[row.client]),
+            downlink_wire_bytes=envelope_bytes(asked[row.client]) + content,
             drift_cosine=drift.get(row.client),
         )
         rows.append(replace(billed, **price(billed)) if price else billed)  # type: ignore[arg-type]

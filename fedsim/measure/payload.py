@@ -19,7 +19,7 @@ from fedsim.measure.entropy import blocks, entropy_bits, squared_norm
 Arrays = Mapping[str, np.ndarray]
 
 # Of ``compressed_bytes``, whatever the codec and the coder that an experiment sends with.
-ZSTD_LEVEL = 3
+ZSTD_LEVEL = 1
 
 
 @dataclass(frozen=True, kw_only=True)
