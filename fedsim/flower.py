@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedsim import records
 from fedsim.config import Experiment, from_flat
 
 Arrays = Mapping[str, np.ndarray]
@@ -19,6 +20,11 @@ ARRAYS, CONFIG, METRICS, CONTROL, PARTITION = "arrays", "config", "metrics", "co
 CODED, LAYERS, RESIDUAL = "coded", "layers", "residual"
 WEIGHT = "num-examples"
 PAYLOAD = "payload"  # the array of a coded record
+MEASURED = {
+    name
+    for name, figure in records.figures(records.ClientRow).items()
+    if figure.metadata["kind"] == "measured"
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,16 +138,16 @@ def decode_instruction(message: Message, decode: Callable[[bytes], Arrays]) -> I
 
 def encode_sent(sent: Arrays | bytes, control_change: Arrays | None) -> dict[str, ArrayRecord]:
     """Return the records that carry a client's model, or its coded update, and its control."""
-    records = (
+    sent_records = (
         {CODED: encode_payload(sent)} if isinstance(sent, bytes) else {ARRAYS: encode_arrays(sent)}
     )
     if control_change is not None:
-        records[CONTROL] = encode_arrays(control_change)
-    return records
+        sent_records[CONTROL] = encode_arrays(control_change)
+    return sent_records
 
 
 def encode_reply(
-    records: Mapping[str, ArrayRecord],
+    sent: Mapping[str, ArrayRecord],
     figures: Mapping[str, int | float | None],
     layers: Mapping[str, list[Any]],
     *,
@@ -150,14 +156,21 @@ def encode_reply(
     """Return the message that carries a client's reply.
 
     Args:
-        records: as :func:`encode_sent` made them.
+        sent: as :func:`encode_sent` made it.
         figures: by the ledger's column; what is None is left out. ``examples`` is required.
         layers: the columns of the client's layer rows; empty for none.
         to: what it answers.
     """
-    metrics = MetricRecord({k: v for k, v in figures.items() if v is not None and k != "examples"})
+    metrics = MetricRecord(
+        {
+            # What is measured takes the same bytes whatever it is: messages stay reproducible.
+            name: float(value) if name in MEASURED else value
+            for name, value in figures.items()
+            if value is not None and name != "examples"
+        }
+    )
     metrics[WEIGHT] = figures["examples"]  # type: ignore[assignment]
-    content = RecordDict({**records, METRICS: metrics})
+    content = RecordDict({**sent, METRICS: metrics})
     if layers:
         content[LAYERS] = ConfigRecord(dict(layers))
     return Message(content, reply_to=to)

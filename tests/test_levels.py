@@ -124,3 +124,11 @@ def test_energy_that_cannot_be_measured_is_blank_with_a_reason(
     else:
         assert "package_joules" not in run.manifest.blanks
         assert (run.rounds.package_joules > 0).all()
+
+
+def test_bytes_on_the_wire_are_the_same_in_every_run(at_level: Callable[..., Run]) -> None:
+    """Clocks and peaks of memory differ; what they take in a message does not."""
+    one, two = at_level("full"), at_level("full")
+    for column in ("wire_bytes", "downlink_wire_bytes"):
+        assert one.clients[column].equals(two.clients[column])
+    assert not one.clients.wall_seconds.equals(two.clients.wall_seconds)

@@ -31,7 +31,9 @@ from fedsim.report.arms import (
 )
 from fedsim.report.summary import run_lines, run_summary
 from fedsim.report.tables import (
+    MEANINGS,
     arms_table,
+    bill_columns,
     bill_table,
     dense_line,
     runs_table,
@@ -669,7 +671,7 @@ def test_what_nobody_asked_for_has_no_column(
     assert cells(head) == ["level", "saved/step", "bytes to 60%", "CPU to 60%"]
     assert kinds.split() == ["counted", "counted", "measured"]
     assert [cells(line) for line in lines] == [
-        ["a", "1 kB", "0 of 1 seeds", "0 of 1 seeds"],
+        ["a", "1 kB", "not reached", "not reached"],
         ["b", "-", "430 B", "1 s"],
     ]
     assert cells(rendered(bill_table("level", arms, None), capsys)[0]) == ["level", "saved/step"]
@@ -723,3 +725,10 @@ def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     row = RunSummary(path=Path("[red]a"), name="[bold]b[/bold]:cat:", status="completed")
     lines = rendered(runs_table([row]), capsys)
     assert lines[2].split()[:2] == ["[red]a", "[bold]b[/bold]:cat:"]
+
+
+def test_every_column_of_the_bill_is_explained_once() -> None:
+    titles = [title for title, _, _ in bill_columns(0.9)]
+    explained = [[start for start in MEANINGS if title.startswith(start)] for title in titles]
+    assert [len(starts) for starts in explained] == [1] * len(titles)
+    assert {start for starts in explained for start in starts} == set(MEANINGS)

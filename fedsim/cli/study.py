@@ -127,8 +127,8 @@ def show_study(
         axes = ", ".join(axis.rpartition(".")[2] for axis in plan.axes)
         show(arms_table(axes, arms, plan.targets))
         typer.echo(
-            f"mean +- standard deviation over {len(plan.seeds)} seeds; client CPU is measured "
-            "(training alone), uplink is counted (serialised messages)"
+            f"{over_seeds(len(plan.seeds))}; client CPU is measured (training alone), uplink is "
+            "counted (serialised messages)"
         )
         bill(axes, arms, plan.targets, calibration)
         return
@@ -149,21 +149,24 @@ def show_study(
     )
 
 
+def over_seeds(seeds: int) -> str:
+    """Say what the figures of an arm are over its seeds."""
+    return f"mean +- standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+
+
 def bill(
     axes: str, arms: Sequence[Arm], targets: Sequence[float], calibration: Calibration | None
 ) -> None:
     """Print what each arm costs, until the study's first target where that is asked."""
-    from fedsim.report.tables import bill_table, dense_line, show
+    from fedsim.report.tables import bill_legend, bill_table, dense_line, show
 
-    table = bill_table(axes, arms, targets[0] if targets else None)
+    target = targets[0] if targets else None
+    table = bill_table(axes, arms, target)
     if table is None:
         return
     typer.echo("\nthe bill")
     show(table)
-    typer.echo(
-        "of one client in a round: saved, compressed, device; of hidden layers after training: "
-        "zero, dead; of all clients together: bytes (both ways), CPU"
-    )
+    typer.echo("\n".join(bill_legend(arms, target)))
     if line := dense_line(arms):
         typer.echo(line)
     if calibration and calibration.unstable:

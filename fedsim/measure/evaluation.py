@@ -60,7 +60,7 @@ class FastLinear(TorchFunctionMode):
 def is_large(x: Tensor, weight: Tensor) -> bool:
     """Say whether oneDNN computes this product, and is worth starting."""
     return (
-        torch.backends.mkldnn.is_available()
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * len(weight) >= LARGE_PRODUCT

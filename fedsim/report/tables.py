@@ -16,6 +16,20 @@ from fedsim.report.arms import Arm, Spread, kind_of, to_target
 # A column of figures: its title, the figure of an arm, and how that is printed.
 Column = tuple[str, str, Callable[[float], str]]
 
+# What the columns of the bill mean, by the start of their titles.
+MEANINGS = {
+    "step share": "share of a training step that the activation takes, by a profile",
+    "ns/element": "nanoseconds per element of the activation, forward and backward",
+    "saved/step": "bytes that a step keeps for the backward pass",
+    "zero": "outputs of hidden layers that are exactly 0, after local training",
+    "dead": "hidden units that are 0 on all of a client's data, after local training",
+    "compressed": "a client's update after zstd",
+    "bytes": "both ways, all clients",
+    "CPU": "local training, all clients",
+    "device time": "a client's visit, on measure.device",
+    "device energy": "a client's visit, on measure.device",
+}
+
 # Without a terminal a table is as wide as it needs to be: files and pipes do not wrap.
 UNBOUNDED = 10_000
 
@@ -72,10 +86,25 @@ def bill_table(axis: str, arms: Sequence[Arm], target: float | None) -> Table | 
     """
     columns = [
         (f"{title}\n{kind_of(figure)}", figure, unit)
-        for title, figure, unit in bill_columns(target)
-        if any(arm.spread(figure).values for arm in arms)
+        for title, figure, unit in filled_columns(arms, target)
     ]
     return figures_table(f"{axis}\n", arms, columns) if columns else None
+
+
+def bill_legend(arms: Sequence[Arm], target: float | None) -> list[str]:
+    """Say what each column of the bill means, a line each; arguments as :func:`bill_table`."""
+    titles = [title for title, _, _ in filled_columns(arms, target)]
+    return [
+        f"{title}: {meaning}"
+        for title in titles
+        for start, meaning in MEANINGS.items()
+        if title.startswith(start)
+    ]
+
+
+def filled_columns(arms: Sequence[Arm], target: float | None) -> list[Column]:
+    """Return the columns of the bill that somebody asked for."""
+    return [c for c in bill_columns(target) if any(arm.spread(c[1]).values for arm in arms)]
 
 
 def bill_columns(target: float | None) -> list[Column]:
@@ -139,7 +168,12 @@ def rounds_text(value: float) -> str:
 def with_spread(spread: Spread, unit: Callable[[float], str]) -> str:
     """Print mean +- deviation; or how many seeds got there, where not all did."""
     if spread.mean is None:
-        return f"{len(spread.reached)} of {len(spread.values)} seeds" if spread.values else "-"
-    if not spread.deviation:
-        return unit(spread.mean)
+        return reached_text(len(spread.reached), len(spread.values)) if spread.values else "-"
+    if not spread.deviation or unit(spread.mean + spread.deviation) == unit(spread.mean):
+        return unit(spread.mean)  # a deviation that the digits shown do not see says nothing
     return f"{unit(spread.mean)} +- {unit(spread.deviation)}"
+
+
+def reached_text(reached: int, seeds: int) -> str:
+    """Say in how many seeds a target was reached."""
+    return f"{reached} of {seeds} seeds" if seeds > 1 else "not reached"
