@@ -10,14 +10,14 @@ from flwr.clientapp import ClientApp
 
 from clients.control import control_of, correction, update_control
 from clients.figures import compression_figures, health_figures, layer_columns
-from clients.sending import outgoing
+from clients.sending import encode_update
 from fedsim import codecs, flower, parts
 from fedsim.costs import counted
 from fedsim.measure.bill import Bill
 from fedsim.measure.health import Health, look, probe_indices
 from fedsim.measure.payload import update_summary
 from fedsim.randomness import stream
-from fedsim.training import load_arrays, mean_loss, read_arrays, train_locally
+from fedsim.training import load_arrays, mean_loss, read_arrays, train_locally, warm_up
 
 app = ClientApp()
 
@@ -47,7 +47,9 @@ def train(message: Message, context: Context) -> Message:
             message, lambda coded: codecs.decode(coded, read_arrays(model))
         )
         load_arrays(model, asked.arrays)
+        own_control = control_of(context, asked)
     draw = partial(stream, seed, round=asked.round, client=client)
+    size = settings.batch_size or len(y)
     light, full = asked.level != "off", asked.level == "full"
 
     def examine() -> Health | None:
@@ -59,8 +61,12 @@ def train(message: Message, context: Context) -> Message:
     with bill.clock("evaluation"):
         initial_loss = mean_loss(model, x, y) if asked.initial_loss else None
         before = examine()
-    own_control = control_of(context, asked)
-    with bill.training(experiment, device=device, conditions=light):
+    with bill.training(
+        experiment,
+        device=device,
+        conditions=light,
+        warm_up=partial(warm_up, model, x[:size], y[:size]),
+    ):
         result = train_locally(
             model,
             x,
@@ -79,8 +85,15 @@ def train(message: Message, context: Context) -> Message:
     with bill.clock("evaluation"):
         after = examine()
 
-    arrays = read_arrays(model)
-    change = update_control(context, asked, own_control, arrays, result.steps)
+    with bill.clock("serialization"):
+        arrays = read_arrays(model)
+    with bill.clock("training"):  # the rest of SCAFFOLD's
+        change = update_control(context, asked, own_control, arrays, result.steps)
+    with bill.clock("serialization"):
+        outgoing = encode_update(
+            context, experiment.update, asked.arrays, arrays, rng=lambda: draw("codec")
+        )
+        sent = flower.encode_sent(outgoing.sent, change)
     layers = {}
     with bill.clock("measuring"):
         if light:
@@ -90,16 +103,7 @@ def train(message: Message, context: Context) -> Message:
         if before and after:
             bill.add(**health_figures(before, after))
             bill.add(**compression_figures(model, x, asked.arrays, arrays))
+            bill.add(codec_error=outgoing.error(asked.arrays))
             layers = layer_columns(before, after, summary.layer_norms)
-    with bill.clock("serialization"):
-        sent, error = outgoing(
-            context,
-            experiment.update,
-            asked.arrays,
-            arrays,
-            rng=lambda: draw("codec"),
-            measure_error=full,
-        )
-        records = flower.encode_sent(sent, change)
-    bill.add(**vars(result), initial_loss=initial_loss, codec_error=error)
-    return flower.encode_reply(records, bill.at(asked.level), layers, to=message)
+    bill.add(**vars(result), initial_loss=initial_loss)
+    return flower.encode_reply(sent, bill.at(asked.level), layers, to=message)

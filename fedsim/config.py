@@ -26,6 +26,9 @@ Vocabulary = Mapping[str, Collection[str]]
 # resumed with others, and they stay out of the hash that names an experiment.
 EXECUTION_TABLES = ("engine", "run")
 
+# Keys of other tables of which the same holds: a calibration is a file beside the ledger.
+EXECUTION_KEYS = ("measure.calibrate",)
+
 
 def setting(
     default: Value,
@@ -142,7 +145,7 @@ class UpdateTable:
 
     codec: str = setting("none", "none, float16, int8, topk, drive")
     coder: str = setting(
-        "none", "lossless stage behind the codec", choices=("none", "zstd", "entropy")
+        "none", "lossless stage behind the codec, both ways", choices=("none", "zstd", "entropy")
     )
     zstd_level: int = setting(3, "coder = zstd: effort", low=1, high=22)
     topk_fraction: float = setting(0.1, "topk: share of the coordinates sent", above=0, high=1)
@@ -200,7 +203,7 @@ class Experiment:
 
     def digest(self) -> str:
         """Return the SHA-256 of everything that can change the result."""
-        flat = {k: v for k, v in self.flat().items() if k.split(".")[0] not in EXECUTION_TABLES}
+        flat = {key: value for key, value in self.flat().items() if changes_result(key)}
         return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 
@@ -371,11 +374,16 @@ def name_problem(
     return None if name in allowed else f"{key} = {value!r}: unknown; {nearest(value, allowed)}"
 
 
+def changes_result(key: str) -> bool:
+    """Say whether a key can change a run's result or its ledger, so that it names the run."""
+    return key.split(".")[0] not in EXECUTION_TABLES and key not in EXECUTION_KEYS
+
+
 def differences(old: Experiment, new: Experiment) -> list[str]:
     """List the keys that change the result and differ, as ``key: old -> new``."""
     before, after = old.flat(), new.flat()
     return [
         f"{key}: {before[key]!r} -> {after[key]!r}"
         for key in before
-        if key.split(".")[0] not in EXECUTION_TABLES and before[key] != after[key]
+        if changes_result(key) and before[key] != after[key]
     ]

@@ -138,6 +138,12 @@ def execution_conflicts(e: Experiment) -> Iterator[Conflict]:
             ("engine.workers", "engine.address", "engine.name"),
             "engine.workers = 0: say how many workers to place on the cluster at engine.address",
         )
+    if e.measure.device and e.measure.level == "off" and not e.measure.full_every:
+        yield (
+            ("measure.device", "measure.level"),
+            f"measure.device = {e.measure.device!r}: measure.level = 'off' counts nothing to model "
+            "from; use 'light'",
+        )
     name = e.experiment.name
     if not re.fullmatch(r"\w[\w .+=-]*", name):
         yield (

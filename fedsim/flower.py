@@ -17,7 +17,7 @@ Arrays = Mapping[str, np.ndarray]
 
 # The names of the records in our messages; "arrays", "config" and "metrics" are Flower's defaults.
 ARRAYS, CONFIG, METRICS, CONTROL, PARTITION = "arrays", "config", "metrics", "control", "partition"
-CODED, LAYERS, RESIDUAL = "coded", "layers", "residual"
+CODED, PROBLEM, LAYERS, RESIDUAL = "coded", "problem", "layers", "residual"
 WEIGHT = "num-examples"
 PAYLOAD = "payload"  # the array of a coded record
 MEASURED = {
@@ -136,18 +136,29 @@ def decode_instruction(message: Message, decode: Callable[[bytes], Arrays]) -> I
     )
 
 
-def encode_sent(sent: Arrays | bytes, control_change: Arrays | None) -> dict[str, ArrayRecord]:
-    """Return the records that carry a client's model, or its coded update, and its control."""
-    sent_records = (
-        {CODED: encode_payload(sent)} if isinstance(sent, bytes) else {ARRAYS: encode_arrays(sent)}
-    )
+def encode_sent(
+    sent: Arrays | bytes | str, control_change: Arrays | None
+) -> dict[str, ArrayRecord | ConfigRecord]:
+    """Return the records that carry a client's model and its control.
+
+    Args:
+        sent: the model, or a coded update, or why it could not be coded.
+        control_change: SCAFFOLD's.
+    """
+    if isinstance(sent, str):
+        return {PROBLEM: ConfigRecord({"reason": sent})}
+    content: dict[str, ArrayRecord | ConfigRecord] = {}
+    if isinstance(sent, bytes):
+        content[CODED] = encode_payload(sent)
+    else:
+        content[ARRAYS] = encode_arrays(sent)
     if control_change is not None:
-        sent_records[CONTROL] = encode_arrays(control_change)
-    return sent_records
+        content[CONTROL] = encode_arrays(control_change)
+    return content
 
 
 def encode_reply(
-    sent: Mapping[str, ArrayRecord],
+    sent: Mapping[str, ArrayRecord | ConfigRecord],
     figures: Mapping[str, int | float | None],
     layers: Mapping[str, list[Any]],
     *,

@@ -24,7 +24,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": FOUNDATIONS,
     "measure": {*FOUNDATIONS, "models"},  # whose registry says what an activation costs
     "codecs": FOUNDATIONS,
-    "wire": {"errors"},
     "engine": {"errors"},
     "ledger": FOUNDATIONS,
     "flower": FOUNDATIONS,
@@ -33,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "algorithms": {*FOUNDATIONS, "models", "data", "measure"},
     "federation": {
         *FOUNDATIONS,
-        *("models", "data", "measure", "algorithms", "codecs", "flower", "wire"),
+        *("models", "data", "measure", "algorithms", "codecs", "flower"),
     },
     # Compositions: from an experiment to parts, to a directory, to a finished run.
     "vocabulary": {*FOUNDATIONS, "codecs", "data", "models", "federation"},
@@ -59,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # The apps compose functions of their own side, and do not see each other.
 COMMON = {"config", "flower", "parts", "measure", "randomness", "records", "training"}
 APPS = {
-    "clients": {*COMMON, "algorithms", "codecs", "costs"},
+    "clients": {*COMMON, "algorithms", "codecs", "costs", "errors"},
     "server": {*COMMON, "federation", "runs", "vocabulary"},
 }
 
@@ -67,7 +66,7 @@ APPS = {
 HOMES = {
     "ray": {"engine"},
     "jax": {"training"},
-    "flwr": {"engine", "federation", "flower", "wire", "clients", "server"},
+    "flwr": {"engine", "federation", "flower", "clients", "server"},
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli", "report"},

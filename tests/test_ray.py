@@ -43,11 +43,14 @@ def run(out: Path, *settings: str, executor=None) -> str:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> dict[str, str]:
-    """Return the digests of runs without Ray, by strategy."""
+    """Return the digests of runs without Ray, by their setting."""
     root = tmp_path_factory.mktemp("inline")
     return {
-        name: run(root / name, f"server.strategy={name}", "engine.name=inline")
-        for name in ("fedavg", "scaffold")
+        setting: run(root / setting, setting, "engine.name=inline")
+        for setting in (
+            *("server.strategy=fedavg", "server.strategy=scaffold"),
+            *("update.codec=topk", "update.codec=drive", "update.downlink=int8"),
+        )
     }
 
 
@@ -59,8 +62,7 @@ def test_any_number_of_workers_gives_the_bits_of_the_inline_engine(workers, refe
     executor = simulation.open_engine(experiment)
     try:
         digests = {
-            name: run(tmp_path / name, f"server.strategy={name}", executor=executor)
-            for name in reference
+            setting: run(tmp_path / setting, setting, executor=executor) for setting in reference
         }
     finally:
         executor.close()
@@ -215,7 +217,7 @@ def test_a_worker_killed_in_a_run_leaves_the_bits_as_they_were(reference, tmp_pa
         import ray
 
         ray.kill(pids[0])
-        assert run(tmp_path / "run", executor=executor) == reference["fedavg"]
+        assert run(tmp_path / "run", executor=executor) == reference["server.strategy=fedavg"]
     finally:
         executor.close()
     assert dataclasses.asdict(load(tmp_path / "run").manifest)["status"] == "completed"
@@ -241,7 +243,7 @@ sys.exit(done.returncode)
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "ALIVE 1" in done.stdout
-    assert load(tmp_path / "run").manifest.model_sha256 == reference["fedavg"]
+    assert load(tmp_path / "run").manifest.model_sha256 == reference["server.strategy=fedavg"]
 
 
 def test_an_address_that_nobody_listens_at_is_an_error_at_once():

@@ -56,13 +56,15 @@ def kill_somewhere(command: list[str], out: Path, moment: random.Random) -> bool
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fedadam", "scaffold"])
-def test_ten_kills_at_random_moments_change_no_bit(strategy, tmp_path):
-    experiment = ["-s", "experiment.rounds=60", "-s", f"server.strategy={strategy}"]
-    experiment += ["-s", "engine.name=inline"]
+@pytest.mark.parametrize(
+    "setting", ["server.strategy=fedadam", "server.strategy=scaffold", "update.codec=topk"]
+)
+def test_ten_kills_at_random_moments_change_no_bit(setting, tmp_path):
+    """What is remembered: the strategy's momenta, control variates, what topk did not send."""
+    experiment = ["-s", "experiment.rounds=60", "-s", setting, "-s", "engine.name=inline"]
     alone = run_whole(tmp_path / "alone", *experiment)
 
-    out, moment = tmp_path / "killed", random.Random(strategy)
+    out, moment = tmp_path / "killed", random.Random(setting)
     command = [FEDSIM, "run", *SETTINGS, *experiment, "--out", str(out), "-q"]
     kills = 0
     for _ in range(10):

@@ -198,8 +198,8 @@ def test_both_directions_carry_twice_the_bytes(
 ) -> None:
     run = run_inline(make_experiment(server={"strategy": "scaffold"}, experiment={"rounds": 1}))
     model_bytes = sum(array.nbytes for array in run.arrays().values())
-    assert run.rounds.uplink_bytes.tolist() == [4 * 2 * model_bytes]
-    assert run.rounds.downlink_bytes.tolist() == [4 * 2 * model_bytes]
+    assert run.rounds.uplink_dense_bytes.tolist() == [4 * 2 * model_bytes]
+    assert run.rounds.downlink_dense_bytes.tolist() == [4 * 2 * model_bytes]
 
 
 def test_a_control_that_diverged_is_not_kept(

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
 from fedsim import codecs, flower
 from fedsim.config import Experiment
+from fedsim.engine.apps import assume_identity
 from fedsim.errors import ConfigError
+from fedsim.federation.billing import crossed, pulled
+from fedsim.federation.transport import moved
 from fedsim.ledger.read import Run
+from fedsim.measure.payload import difference
 
 Make = Callable[..., Experiment]
 RunInline = Callable[..., Run]
@@ -175,14 +180,61 @@ def test_a_damaged_payload_is_rejected_and_recorded(
     assert run.status == "completed"
 
 
-def test_training_that_diverges_is_not_encoded(
+def test_training_that_diverges_is_not_encoded_and_billed_all_the_same(
     make_experiment: Make, run_inline: RunInline
 ) -> None:
     from fedsim.errors import RunFailed
+    from fedsim.ledger.read import load
 
     experiment = make_experiment(train={"learning_rate": 1e30}, update={"codec": "topk"})
-    with pytest.raises(RunFailed, match=r"lower train\.learning_rate"):
+    with pytest.raises(RunFailed, match=r"rejected: coded: .*lower train\.learning_rate"):
         run_inline(experiment)
+    clients = load(experiment.run.out).clients
+    assert (clients.status == "rejected").all()
+    assert clients[["steps", "cpu_seconds", "train_flops", "wire_bytes"]].notna().all(axis=None)
+    assert clients.dense_bytes.isna().all()
+
+
+def test_arrays_that_are_no_floats_travel_as_they_are() -> None:
+    before = {"w": np.ones(2, np.float32), "flag": np.array([True, False]), "n": np.array([3])}
+    after = {"w": np.zeros(2, np.float32), "flag": np.array([False, False]), "n": np.array([5])}
+    update = difference(after, before)
+    assert update["w"].tolist() == [-1, -1]
+    for name in ("flag", "n"):
+        np.testing.assert_array_equal(update[name], after[name])
+    restored = moved(before, update)
+    for name, array in after.items():
+        np.testing.assert_array_equal(restored[name], array)
+        assert restored[name].dtype == array.dtype
+
+
+def test_a_lossless_coder_shortens_the_model_s_way_down_too(
+    make_experiment: Make, run_inline: RunInline, out: Out
+) -> None:
+    plain = run_inline(make_experiment(run=out("plain")))
+    coded = run_inline(make_experiment(update={"coder": "zstd"}, run=out("coded")))
+    assert coded.rounds.downlink_bytes.sum() < plain.rounds.downlink_bytes.sum()
+    assert coded.manifest.model_sha256 == plain.manifest.model_sha256
+
+
+@pytest.mark.parametrize(
+    ("code", "crosses"),
+    [
+        (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, True),
+        (ErrorCode.LOAD_CLIENT_APP_EXCEPTION, True),
+        (ErrorCode.CLIENT_APP_CRASHED, True),
+        (ErrorCode.UNKNOWN, False),
+        (ErrorCode.MESSAGE_UNAVAILABLE, False),
+        (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, False),
+        (ErrorCode.NODE_UNAVAILABLE, False),
+    ],
+)
+def test_an_error_is_billed_where_it_came_over_the_wire(code: int, crosses: bool) -> None:
+    assume_identity(1)
+    request = Message(RecordDict(), 1, "train")
+    reply = Message(Error(code=code, reason="why"), reply_to=request)
+    assert crossed(reply) == crosses
+    assert pulled(reply) == (code != ErrorCode.NODE_UNAVAILABLE)
 
 
 @pytest.mark.parametrize(

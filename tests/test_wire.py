@@ -15,11 +15,11 @@ from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectSto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fedsim.wire
+import fedsim.federation.wire
 from fedsim.engine.apps import assume_identity
 from fedsim.engine.arrays import SharedArray
 from fedsim.federation.strategy import held
-from fedsim.wire import message_bytes
+from fedsim.federation.wire import message_bytes
 
 
 def flowers_bytes(message: Message) -> int:
@@ -38,7 +38,7 @@ def chunks_of(size: int):
         patches.enter_context(
             mock.patch.object(flwr.app.message.array, "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", size)
         )
-        patches.enter_context(mock.patch.object(fedsim.wire, "CHUNK_BYTES", size))
+        patches.enter_context(mock.patch.object(fedsim.federation.wire, "CHUNK_BYTES", size))
         yield
 
 

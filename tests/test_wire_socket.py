@@ -26,8 +26,8 @@ from flwr.supercore.inflatable.inflatable_object import get_object_id
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 import fedsim
+from fedsim.federation.wire import message_bytes
 from fedsim.ledger.read import Run, load
-from fedsim.wire import message_bytes
 
 pytestmark = pytest.mark.flower
 

@@ -11,16 +11,24 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 
 from fedsim.federation.replies import LARGEST_COUNT, Judged, Update
+from fedsim.federation.wire import content_bytes, envelope_bytes, message_bytes
 from fedsim.flower import Instruction
 from fedsim.measure.devices import load_profile, modelled
 from fedsim.measure.energy import Energy
 from fedsim.measure.health import LayerHealth
 from fedsim.measure.payload import cosine, dense_bytes, flat_update, update_statistics
 from fedsim.records import SERVER, ClientRow, LayerRow, RoundRow
-from fedsim.wire import content_bytes, envelope_bytes, message_bytes
 
 Arrays = Mapping[str, np.ndarray]
 Price = Callable[[ClientRow], Mapping[str, float]]
+
+# Errors that stand in for a client which said nothing: Flower's, and the simulation's own.
+MADE_UP = {
+    ErrorCode.UNKNOWN,
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+}
 
 # What a device's seconds and joules are modelled from, and the columns that hold it.
 MODELLED_FROM = {
@@ -30,10 +38,17 @@ MODELLED_FROM = {
     "uplink_bytes": "wire_bytes",
     "downlink_bytes": "downlink_wire_bytes",
 }
-NEEDS_LINUX = {
-    "peak_memory_bytes": "a client could not reset /proc/self/clear_refs (Linux alone has it)",
-    "waiting_seconds": "a client could not read /proc/thread-self/schedstat (Linux alone has it)",
-    "others_cpu_seconds": "a client could not read /proc/stat (Linux alone has it)",
+GIVEN_BY_CLIENTS = {
+    "cpu_seconds": "a client gave none: its clock stood still or stepped back",
+    "wall_seconds": "a client gave none: its clock stood still or stepped back",
+    **{
+        column: f"a client gave none: it is from {path}, which Linux has and containers may forbid"
+        for column, path in (
+            ("peak_memory_bytes", "/proc/self/clear_refs and status"),
+            ("waiting_seconds", "/proc/thread-self/schedstat"),
+            ("others_cpu_seconds", "/proc/stat"),
+        )
+    },
 }
 
 
@@ -69,10 +84,12 @@ def bill_clients(
         reply = judged.replies.get(row.client)
         billed = replace(
             row,
-            dense_bytes=dense if reply and reply.has_content() else None,
+            dense_bytes=dense if row.status == "ok" else None,
             wire_bytes=message_bytes(reply) if reply and crossed(reply) else None,
-            downlink_dense_bytes=dense,
-            downlink_wire_bytes=envelope_bytes(asked[row.client]) + content,
+            downlink_dense_bytes=dense if pulled(reply) else None,
+            downlink_wire_bytes=envelope_bytes(asked[row.client]) + content
+            if pulled(reply)
+            else None,
             drift_cosine=drift.get(row.client),
         )
         rows.append(replace(billed, **price(billed)) if price else billed)  # type: ignore[arg-type]
@@ -80,17 +97,24 @@ def bill_clients(
 
 
 def crossed(reply: Message) -> bool:
-    """Say whether a reply came over the wire; others are errors made up on the server's side."""
-    return reply.has_content() or reply.error.code == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+    """Say whether a reply came over the wire; some errors are made up on the server's side."""
+    return reply.has_content() or reply.error.code not in MADE_UP
+
+
+def pulled(reply: Message | None) -> bool:
+    """Say whether a client may have fetched its request: not from a node that is not there."""
+    return reply is None or reply.has_content() or reply.error.code != ErrorCode.NODE_UNAVAILABLE
 
 
 def drift_cosines(updates: Sequence[Update], model: Arrays) -> dict[int, float | None]:
-    """Return the cosine of each client's update with the cohort's unweighted mean update."""
-    flat = [flat_update(model, update.arrays) for update in updates]
-    mean = np.zeros(flat[0].size if flat else 0)
-    for update in flat:
-        mean += update
-    return {u.client: cosine(vector, mean) for u, vector in zip(updates, flat, strict=True)}
+    """Return the cosine of each client's update with the cohort's unweighted mean update.
+
+    The mean points where the sum does.
+    """
+    total = np.zeros(sum(a.size for a in model.values() if a.dtype.kind == "f"))
+    for update in updates:  # and once more below, so that one flat copy is there at a time
+        total += flat_update(model, update.arrays)
+    return {u.client: cosine(flat_update(model, u.arrays), total) for u in updates}
 
 
 def bill_model(model: Arrays, level: str) -> dict[str, Any]:
@@ -125,7 +149,7 @@ def bill_round(
         uplink_dense_bytes=total("dense_bytes"),
         downlink_dense_bytes=total("downlink_dense_bytes"),
         train_flops=total("train_flops"),
-        cpu_seconds=total("cpu_seconds") or 0.0,
+        cpu_seconds=total("cpu_seconds"),
         **figures,
     )
 
@@ -165,7 +189,7 @@ def why_blank(clients: Sequence[ClientRow], energy: Energy) -> dict[str, str]:
     """Return the figures that were asked for and could not be had, and why."""
     blanks = {} if energy.reason is None else {"package_joules": energy.reason}
     billed = [row for row in clients if row.status == "ok" and row.train_flops is not None]
-    for column, reason in NEEDS_LINUX.items():
+    for column, reason in GIVEN_BY_CLIENTS.items():
         if any(getattr(row, column) is None for row in billed):
             blanks[column] = reason
     return blanks

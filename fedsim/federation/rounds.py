@@ -108,6 +108,8 @@ def federated_rounds(
             arrays = next_model(round, aggregator, arrays, judged)
             due = round % evaluate_every == 0 or round == last
             tested = evaluate(arrays, instruction.level) if due else Evaluation()
+            sent = bill_model(received, instruction.level)
+        wall_seconds = time.perf_counter() - started
         if tested.loss is not None and not math.isfinite(tested.loss):
             text = f"round {round}: the test loss is {tested.loss}; {DIVERGED}"
             raise RoundFailed(text, judged.clients)
@@ -115,9 +117,9 @@ def federated_rounds(
             round,
             judged.clients,
             tested,
-            **bill_model(received, instruction.level),
+            **sent,
             package_joules=spent.joules,
-            wall_seconds=time.perf_counter() - started,
+            wall_seconds=wall_seconds,
         )
         layers = [*judged.layers, *global_layers(round, tested)]
         yield RoundOutcome(

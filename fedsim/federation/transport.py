@@ -11,7 +11,8 @@ from flwr.app import RecordDict
 from fedsim import codecs
 from fedsim.config import UpdateTable
 from fedsim.federation.replies import Rejected, read_arrays
-from fedsim.flower import ARRAYS, CODED, Instruction, decode_payload
+from fedsim.flower import ARRAYS, CODED, PROBLEM, Instruction, decode_payload
+from fedsim.measure.payload import difference
 from fedsim.randomness import stream
 
 Arrays = Mapping[str, np.ndarray]
@@ -34,7 +35,7 @@ class Transport:
         Raises:
             CodecError: the model cannot be coded: it is too large for float16.
         """
-        if self.update.downlink == "none":
+        if self.update.downlink == "none" and self.update.coder == "none":
             return instruction, instruction.arrays
         payload = codecs.encode(
             instruction.arrays,
@@ -44,8 +45,10 @@ class Transport:
             topk_fraction=self.update.topk_fraction,
             rng=stream(self.seed, "downlink", round=instruction.round),
         )
-        received = codecs.decode(payload, instruction.arrays)
-        return replace(instruction, coded=payload), received
+        coded = replace(instruction, coded=payload)
+        if self.update.downlink == "none":
+            return coded, instruction.arrays
+        return coded, codecs.decode(payload, instruction.arrays)
 
     def up(self, content: RecordDict, like: Arrays, received: Arrays) -> dict[str, np.ndarray]:
         """Return a client's model, relative to the server's, from its reply.
@@ -63,12 +66,17 @@ class Transport:
         else:
             decoded = read_payload(content, like)
             if self.update.codec != "none":
-                return {name: value + decoded[name] for name, value in like.items()}
+                return moved(like, decoded)
             model = decoded
-        if received is like:
-            return model
-        change = {name: model[name] - value for name, value in received.items()}
-        return {name: value + change[name] for name, value in like.items()}
+        return model if received is like else moved(like, difference(model, received))
+
+
+def moved(model: Arrays, update: Arrays) -> dict[str, np.ndarray]:
+    """Return model + update; what is no floating-point array is the update's."""
+    return {
+        name: value + update[name] if value.dtype.kind == "f" else update[name]
+        for name, value in model.items()
+    }
 
 
 def read_payload(content: RecordDict, like: Arrays) -> dict[str, np.ndarray]:
@@ -77,6 +85,9 @@ def read_payload(content: RecordDict, like: Arrays) -> dict[str, np.ndarray]:
     Raises:
         Rejected: it is missing, damaged or of another model.
     """
+    if PROBLEM in content.config_records:
+        reason = content.config_records[PROBLEM].get("reason")
+        raise Rejected(f"{CODED}: {reason if isinstance(reason, str) else 'no reason given'}")
     if CODED not in content.array_records:
         raise Rejected(f"the reply has no {CODED!r} record")
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -29,15 +29,27 @@ class Bill:
 
     @contextmanager
     def clock(self, part: str) -> Iterator[None]:
-        """Add the block's time to ``<part>_cpu_seconds`` and ``<part>_wall_seconds``."""
+        """Add the block's time to ``<part>_cpu_seconds`` and ``<part>_wall_seconds``.
+
+        The training's own columns have no such prefix.
+        """
         with spent() as seconds:
             yield
         for name, value in vars(seconds).items():
-            column = f"{part}_{name}"
-            self._figures[column] = (self._figures.get(column) or 0.0) + value
+            column = name if part == "training" else f"{part}_{name}"
+            before = self._figures.get(column, 0.0)
+            # A clock that stepped gives no figure, nor does a sum that it is part of.
+            self._figures[column] = None if None in (before, value) else before + value
 
     @contextmanager
-    def training(self, visit: Hashable, *, device: str, conditions: bool) -> Iterator[None]:
+    def training(
+        self,
+        visit: Hashable,
+        *,
+        device: str,
+        conditions: bool,
+        warm_up: Callable[[], None],
+    ) -> Iterator[None]:
         """Time the local training alone.
 
         Args:
@@ -45,16 +57,25 @@ class Bill:
                 :func:`fedsim.measure.memory.peak_memory`.
             device: ``cpu`` or ``cuda``.
             conditions: also measure memory, and what else the machine did meanwhile.
+            warm_up: a step that changes nothing, before the first such block of a visit.
         """
         if not conditions:
             with spent() as seconds:
                 yield
-            self._figures |= vars(seconds)
+            self._time_training(vars(seconds))
             return
-        with peak_memory(visit, device=device) as peak, training_clocks() as clocks:
+        with (
+            peak_memory(visit, device=device, warm_up=warm_up) as peak,
+            training_clocks() as clocks,
+        ):
             yield
-        self._figures |= vars(clocks)
+        self._time_training(vars(clocks))
         self.add(peak_memory_bytes=peak.above_bytes, threads=torch.get_num_threads(), cohort=1)
+
+    def _time_training(self, seconds: Mapping[str, float | None]) -> None:
+        """Take over the training's clocks; where they show no time, they stood still."""
+        never = {"cpu_seconds", "wall_seconds"}
+        self._figures |= {k: None if k in never and v == 0 else v for k, v in seconds.items()}
 
     def at(self, level: str) -> dict[str, int | float | None]:
         """Return what a client reports at a level."""

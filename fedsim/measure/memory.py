@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from fedsim.measure.compute import copy_of, leaves
 LOSS = "loss"  # what is saved outside every layer
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
+
+# Bytes held at the start of this process's first block, by the block's name and device.
+BASELINES: dict[tuple[Hashable, str], int] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +144,12 @@ class Peak:
 
 
 @contextmanager
-def peak_memory(baseline: Hashable = None, *, device: str = "cpu") -> Iterator[Peak]:
+def peak_memory(
+    baseline: Hashable = None,
+    *,
+    device: str = "cpu",
+    warm_up: Callable[[], None] | None = None,
+) -> Iterator[Peak]:
     """Measure the peak of this process during a block; costs some 30 microseconds.
 
     On the processor it is the resident set as Linux counts it, to some hundred kB: pages that were
@@ -150,13 +159,18 @@ def peak_memory(baseline: Hashable = None, *, device: str = "cpu") -> Iterator[P
 
     Args:
         baseline: names what the peak is above: the memory at the start of this process's first
-            block of that name, as what that block frees may stay resident. None: the memory at
-            the start of this block.
+            block of that name, as what that block frees may stay resident. What earlier blocks of
+            other names left is given back first, which takes some milliseconds, so that the
+            names' order matters little. None: the memory at the start of this block.
         device: ``cpu`` or ``cuda``.
+        warm_up: is run before a baseline is read, once for each, so that what a process loads
+            with its first such block is in every baseline.
     """
     peak, meter = Peak(), METERS[device]
     with explained(peak):
-        before = meter.held() if baseline is None else first_held(baseline, device)
+        before = (
+            meter.held() if baseline is None else first_held(baseline, device, warm_up=warm_up)
+        )
         meter.reset()
     try:
         yield peak
@@ -176,10 +190,31 @@ def explained(peak: Peak) -> Iterator[None]:
         peak.reason = f"no peak memory, which only Linux gives: {error}"
 
 
-@cache
-def first_held(baseline: Hashable, device: str) -> int:
-    """Return the bytes that were held when this was first asked for a baseline."""
-    return METERS[device].held()
+def first_held(
+    baseline: Hashable, device: str, *, warm_up: Callable[[], None] | None = None
+) -> int:
+    """Return the bytes that were held when this was first asked for a baseline, all else freed.
+
+    Raises:
+        OSError: nobody says how many; then nothing is warmed up or freed.
+    """
+    held, key = METERS[device].held, (baseline, device)
+    if key not in BASELINES:
+        held()
+        if warm_up is not None:
+            warm_up()
+        give_back()
+        BASELINES[key] = held()
+    return BASELINES[key]
+
+
+def give_back() -> None:
+    """Free what nothing refers to, and return free memory to the system where glibc can."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # no glibc; on Windows None is no library
+        return
 
 
 def reset_resident_peak() -> None:

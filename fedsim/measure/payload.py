@@ -67,6 +67,14 @@ def update_summary(before: Arrays, after: Arrays) -> UpdateSummary:
     )
 
 
+def difference(after: Arrays, before: Arrays) -> dict[str, np.ndarray]:
+    """Return after - before, in the arrays' own types; what is no floating-point array as it is."""
+    return {
+        name: np.subtract(value, before[name]) if value.dtype.kind == "f" else value
+        for name, value in after.items()
+    }
+
+
 def relative_error(meant: Arrays, sent: Arrays) -> float | None:
     """Return |sent - meant| / |meant| over all floating tensors, in float64.
 

@@ -1,6 +1,6 @@
 """Local training: what one client does with the global model and its own examples."""
 
-from fedsim.training.local import LocalResult, mean_loss, train_locally
+from fedsim.training.local import LocalResult, mean_loss, train_locally, warm_up
 from fedsim.training.parameters import load_arrays, read_arrays
 from fedsim.training.schedule import SCHEDULES, learning_rate
 
@@ -12,4 +12,5 @@ __all__ = [
     "mean_loss",
     "read_arrays",
     "train_locally",
+    "warm_up",
 ]
