@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from fedsim import parts
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
-from fedsim.measure.calibration import Calibration, Progress, calibrate
+from fedsim.measure.calibration import Progress, calibrate
+from fedsim.measure.timings import Calibration
 
 BLOCKS = 20
 SECONDS = 25.0

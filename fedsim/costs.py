@@ -143,9 +143,12 @@ def itemised(e: Experiment, *, cap_bytes: int | None = None) -> dict[str, Any]:
 
     Args:
         cap_bytes: adds the largest batch that fits in so much memory; None to leave it out.
+
+    Raises:
+        DataError: the data cannot be loaded, or cannot be dealt to the clients as asked.
     """
+    clients = len(parts.partition(e))
     cost, held = experiment_cost(e), len(parts.dataset(e).y_train)
-    clients = e.data.clients or len(parts.partition(e))
     examples = max(1, round(held / clients))
     batch = min(e.train.batch_size or examples, examples)
     steps = e.train.steps or e.train.epochs * -(-examples // batch)

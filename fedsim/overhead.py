@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +20,8 @@ import numpy as np
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.ledger.read import load
-from fedsim.measure.stability import Interval, median_interval
+from fedsim.measure.stability import median_interval
+from fedsim.measure.timings import Interval
 from fedsim.randomness import stream
 from fedsim.simulation import open_engine, simulate
 
@@ -37,7 +38,7 @@ REPORTS = "flwr.fedsim"  # where the ServerApp reports each round
 # The first round of a run loads what a process lacks.
 WARM_UP_ROUNDS = 1
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, float | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,12 @@ class LevelCost:
 
     ``round_seconds`` is the wall time from one round's end to the next one's, with its ledger
     transaction. ``price`` is how much longer it is than at level ``off``, as a share of that;
-    ``bound`` is what it may be. ``measuring_share`` is the clients' own time in measuring and in
-    passes over their data, over their time in the training: it sees what the price sees, without
-    the server's part and without the noise of comparing runs.
+    ``bound`` is what it may be, None where nothing is laid down. ``measuring_share`` is the
+    clients' own time in measuring and in passes over their data, over their time in the training:
+    it sees what the price sees, without the server's part and without the noise of comparing runs.
+    The passes of a strategy that needs the loss itself, as q-FedAvg does, are in it at every
+    level: there it says more than measuring costs, and the price, which compares with ``off``,
+    does not.
     """
 
     level: str
@@ -56,6 +60,17 @@ class LevelCost:
     price: Interval | None
     measuring_share: float | None
     bound: float | None
+
+    @property
+    def within(self) -> bool | None:
+        """Whether the price's estimate keeps to the bound; None where there is no bound."""
+        if self.price is None or self.bound is None:
+            return None
+        return self.price.estimate <= self.bound
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {**dataclasses.asdict(self), "within": self.within}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +84,17 @@ class Overhead:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {"kind": "measured", **dataclasses.asdict(self)}
+        levels = [level.as_json() for level in self.levels]
+        return {"kind": "measured", **dataclasses.asdict(self), "levels": levels}
 
 
 def measure_overhead(
-    experiment: Experiment, *, rounds: int, repeats: int, progress: Progress | None = None
+    experiment: Experiment,
+    *,
+    rounds: int,
+    repeats: int,
+    bounds: Mapping[str, float],
+    progress: Progress | None = None,
 ) -> Overhead:
     """Run an experiment's first rounds at every level, ``repeats`` times, in changing order.
 
@@ -84,7 +105,9 @@ def measure_overhead(
         experiment: complete and checked; its level and its directory are not used.
         rounds: that are timed in each run, at least 1; one more comes first.
         repeats: at least 2.
-        progress: called with the runs done and the runs in all.
+        bounds: what a level's price may be, by level; ``BOUNDS`` for the 2NN.
+        progress: called before every run with the runs done, the runs in all, and the seconds
+            left, about: None before the first.
 
     Raises:
         ConfigError: too few rounds or repeats.
@@ -100,18 +123,20 @@ def measure_overhead(
     order = stream(experiment.experiment.seed, "overhead/order")
     levels = [str(level) for _ in range(repeats) for level in order.permutation(LEVELS)]
     executor = open_engine(experiment)
+    started = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as directory:
             for done, level in enumerate(levels):
                 if progress:
-                    progress(done, len(levels))
+                    pace = (time.monotonic() - started) / done if done else None
+                    progress(done, len(levels), pace and pace * (len(levels) - done))
                 timed = at_level(experiment, level, rounds, Path(directory) / str(done))
                 time_run(timed, executor, rounds_of)
     finally:
         executor.close()
     rng = stream(experiment.experiment.seed, "overhead/resamples")
     return Overhead(
-        levels=tuple(level_cost(level, rounds_of, rng) for level in LEVELS),
+        levels=tuple(level_cost(level, rounds_of, bounds.get(level), rng) for level in LEVELS),
         rounds=rounds,
         repeats=repeats,
         same_model=len(rounds_of.digests) == 1,
@@ -174,7 +199,9 @@ def round_ends() -> Iterator[list[float]]:
         logger.propagate = propagate
 
 
-def level_cost(level: str, found: Timed, rng: np.random.Generator) -> LevelCost:
+def level_cost(
+    level: str, found: Timed, bound: float | None, rng: np.random.Generator
+) -> LevelCost:
     """Return what a level cost, compared with ``off`` repeat by repeat."""
     mine, off = found.seconds[level], found.seconds["off"]
     ratios = [a / b - 1 for a, b in zip(mine, off, strict=True)]
@@ -184,5 +211,5 @@ def level_cost(level: str, found: Timed, rng: np.random.Generator) -> LevelCost:
         round_seconds=median_interval(mine, rng),
         price=median_interval(ratios, rng) if measured else None,
         measuring_share=median(found.shares[level]) if measured else None,
-        bound=BOUNDS.get(level),
+        bound=bound,
     )

@@ -16,6 +16,7 @@ from torch import nn
 from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedsim.measure.memory import saved_bytes
 from fedsim.models import (
     ACTIVATIONS,
     Cost,
@@ -170,24 +171,28 @@ class Row:
     """What mathematics says of an activation with its default parameters.
 
     ``forward`` and ``backward`` (gradient of the output, input) are the formulas of torch's
-    kernels. ``settles`` is the variance that pre-activations keep. Where ``infinity_is_nan``,
-    torch multiplies 0 by infinity and gives NaN in place of the limit.
+    kernels. ``kept`` is how many tensors a hidden layer keeps for backward: what its activation
+    saves, and its result, which the next layer saves as its input; 1 where they are the same.
+    ``settles`` is the variance that pre-activations keep. Where ``infinity_is_nan``, torch
+    multiplies 0 by infinity and gives NaN in place of the limit.
     """
 
     forward: Callable[[Counted], Counted]
     backward: Callable[[Counted, Counted], Counted]
     limits: tuple[float, float]
+    kept: int = 2
     infinity_is_nan: bool = False
     settles: float = 1.0
     variants: tuple[str, ...] = ()  # with other parameters
 
 
 TABLE = {
-    "identity": Row(forward=lambda x: x, backward=lambda g, x: g, limits=(-INF, INF)),
+    "identity": Row(forward=lambda x: x, backward=lambda g, x: g, limits=(-INF, INF), kept=1),
     "relu": Row(
         forward=lambda x: choose(x > 0, x, 0.0),
         backward=lambda g, x: choose(x > 0, g, 0.0),
         limits=(0, INF),
+        kept=1,
     ),
     "leaky_relu": Row(
         forward=lambda x: choose(x > 0, x, x * 0.01),
@@ -226,12 +231,14 @@ TABLE = {
         forward=tanh,
         backward=lambda g, x: g * (1 - (y := saved(torch.tanh, x)) * y),
         limits=(-1, 1),
+        kept=1,
         settles=1.178,
     ),
     "sigmoid": Row(
         forward=sigmoid,
         backward=lambda g, x: sigmoid_backward(g, saved(torch.sigmoid, x)),
         limits=(0, 1),
+        kept=1,
         settles=5.855,
     ),
     "tempered_sigmoid": Row(
@@ -334,8 +341,10 @@ PRIMITIVES = {
     **dict.fromkeys(("exp", "expm1", "log1p", "tanh", "erf"), "transcendental"),
 }
 FREE = (
-    *("where", "neg", "bitwise_or", "__or__", "ne"),  # ne: whether it is NaN
-    *("to", "clone", "view_of", "detach", "broadcast_in_dim", "ones_like", "full_like"),
+    *("where", "neg", "ne"),  # ne: whether it is NaN
+    *("bitwise_and", "bitwise_or", "bitwise_not", "__and__", "__or__", "logical_and", "logical_or"),
+    *("to", "clone", "view_of", "detach", "alias", "view", "expand", "broadcast_in_dim"),
+    *("ones_like", "zeros_like", "full_like", "scalar_tensor"),
 )
 
 
@@ -404,6 +413,16 @@ def test_the_count_of_what_torch_dispatches_can_fail() -> None:
     assert one.tally == {"transcendental": 1, "multiply_add": 1}
     with pytest.raises(KeyError, match="sin"), Dispatched():
         torch.sin(x)
+
+
+@each
+def test_tensors_kept_for_backward(name: str) -> None:
+    model = build_model(
+        "mlp", input_shape=(11,), classes=3, width=7, depth=4, activation=name, seed=0
+    )
+    saved = saved_bytes(model, torch.rand(5, 11), torch.zeros(5, dtype=torch.int64))
+    hidden = sum(saved.values()) - saved["dense1"] - saved["loss"]
+    assert hidden == TABLE[name].kept * 4 * (4 * 7 * 5)  # in each of four layers
 
 
 def test_relu_and_its_kin_take_no_transcendentals() -> None:

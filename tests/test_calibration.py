@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import logging
 import math
 import os
 import statistics
@@ -22,13 +23,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fedsim import runs
 from fedsim.calibration import calibrate_experiments
+from fedsim.cli.calibrate import calibration_of
+from fedsim.config import Experiment
 from fedsim.errors import ConfigError, DataError
+from fedsim.ledger.lock import RunLock
 from fedsim.measure import calibration, profile, stability, timing
-from fedsim.measure.calibration import CONTROL, Calibration, calibrate, read_calibration
+from fedsim.measure.calibration import CONTROL, calibrate
 from fedsim.measure.profile import profile_steps, training_step
-from fedsim.measure.stability import Interval, instabilities, median_interval, pinned
+from fedsim.measure.stability import instabilities, median_interval, pinned
 from fedsim.measure.timing import Block, make_arm, make_step_data, without_activation
+from fedsim.measure.timings import REMEDY, Calibration, Interval, Timing, read_calibration
 from fedsim.models import ACTIVATIONS, MODELS, build_model
 from fedsim.randomness import stream
 from fedsim.training.local import train_locally
@@ -686,17 +692,22 @@ DAMAGES: dict[str, Callable[[str], str]] = {
     "null": broken(lambda d: d["control"].update(forward_ns=None)),
     "order": broken(lambda d: d["control"]["forward_ns"].update(low=1e9)),
     "names": broken(lambda d: d.update(activations=["relu"])),
+    "often": broken(lambda d: d.update(unstable="often")),
+    "true": broken(lambda d: d["control"]["forward_ns"].update(low=True)),
+    "number": broken(lambda d: d["control"].update(forward_ns=3.0)),
+    "bytes": lambda text: "\xff",
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_refused(turns: list[str], tmp_path: Path, damage: str) -> None:
     path = tmp_path / "calibration.json"
-    path.write_text(DAMAGES[damage](json.dumps(made_up(blocks=2).as_json())))
+    text = DAMAGES[damage](json.dumps(made_up(blocks=2).as_json()))
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(DataError) as caught:
         read_calibration(path)
     assert str(caught.value).startswith(f"{path} is no calibration, or a damaged one (")
-    assert "fedsim bench activations" in str(caught.value)
+    assert str(caught.value).endswith(REMEDY)
 
 
 def test_a_file_that_is_missing_or_of_another_format_is_refused(tmp_path: Path) -> None:
@@ -704,8 +715,11 @@ def test_a_file_that_is_missing_or_of_another_format_is_refused(tmp_path: Path) 
     with pytest.raises(DataError, match="No such file"):
         read_calibration(path)
     path.write_text('{"format": 2}')
-    with pytest.raises(DataError, match="format 2, and this fedsim reads format 1"):
+    with pytest.raises(DataError, match="format 2, and this fedsim reads format 1") as caught:
         read_calibration(path)
+    assert str(caught.value).endswith(REMEDY)
+    for way in ("fedsim bench activations --out", "measure.calibrate=true"):
+        assert way in REMEDY
 
 
 # Experiments.
@@ -800,8 +814,10 @@ def test_the_command_prints_a_table_and_keeps_a_file(
     assert "all measured: medians of 5 blocks [95% interval], one thread, " in answer.out
     assert "inputs 2x4, 2x4; " in answer.out
     told = [line for line in answer.err.splitlines() if not line.startswith("unstable: ")]
-    assert told[0].startswith("2 activations and the control: 0 of 5 blocks, about 10 ms left")
-    assert told[-1].startswith("2 activations and the control: 4 of 5 blocks, about ")
+    assert told[0].startswith(
+        "timing 2 activations and the control: 0 of 5 blocks, about 10 ms left"
+    )
+    assert told[-1].startswith("timing 2 activations and the control: 4 of 5 blocks, about ")
     found = read_calibration(tmp_path / "c.json")
     assert set(found.activations) == {"tempered_sigmoid(2, 2, 1)", "relu"}
     assert found.unstable == tuple(
@@ -860,3 +876,354 @@ def test_what_cannot_be_measured_is_refused_before_any_work(
     assert (answer.code, answer.out) == (2, "")
     assert all(line.startswith("error: ") for line in answer.err.splitlines())
     assert message in answer.err
+
+
+# On start.
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Replace measuring by a made-up result of the real shapes; return what was asked for."""
+    asked: list[dict[str, Any]] = []
+
+    def calibrate_at_once(models: dict[str, nn.Module], **arguments: Any) -> Calibration:
+        asked.append({"models": list(models), **arguments})
+        if arguments["progress"]:
+            arguments["progress"](0, 20, 25.0)
+        shape, batch = arguments["input_shape"], arguments["batch_size"]
+        data = make_step_data(shape, arguments["classes"], batch, stream(0, "data"))
+        (name, model), *_ = models.items()
+        figures = {f.name: STEADY for f in dataclasses.fields(Timing)}
+        return Calibration(
+            machine=stability.here(),
+            unstable=("step: the blocks are wild",),
+            batch_size=batch,
+            shapes=make_arm(model, name, data, stream(0, "inputs")).shapes,
+            blocks=20,
+            seconds=25.0,
+            control=Timing(**figures),
+            activations={text: Timing(**figures) for text in models},
+        )
+
+    monkeypatch.setattr("fedsim.calibration.calibrate", calibrate_at_once)
+    return asked
+
+
+STEADY = Interval(estimate=0.25, low=0.125, high=0.5)
+ASKING = {"calibrate": True}
+
+
+def keep(path: Path, found: bytes | None) -> None:
+    assert found is not None
+    path.write_bytes(found)
+
+
+def test_who_does_not_ask_waits_for_nothing(
+    make_experiment: Callable[..., Any], calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "c.json").write_text("{}")
+    assert calibration_of([make_experiment()], tmp_path / "c.json") is None
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {},
+        {"train": {"batch_size": 0}},
+        {"model": {"name": "cnn", "width": 8, "depth": 2, "activation": "leaky_relu(0.1)"}},
+        {"model": {"activation": "prelu", "depth": 3}},
+    ],
+)
+def test_a_calibration_serves_again(
+    make_experiment: Callable[..., Any],
+    calls: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    tables: dict[str, Any],
+) -> None:
+    experiment, path = make_experiment(**tables, measure=ASKING), tmp_path / "c.json"
+    keep(path, calibration_of([experiment, make_experiment()], path))
+    assert capsys.readouterr().err.splitlines() == [
+        "timing 1 activation and the control: 0 of 20 blocks, about 25 s left",
+        "unstable: step: the blocks are wild",
+    ]
+    assert calls[0]["models"] == [experiment.model.activation]
+    other = dataclasses.replace(
+        experiment, train=dataclasses.replace(experiment.train, learning_rate=0.5, epochs=3)
+    )
+    assert calibration_of([experiment, other], path) is None
+    assert len(calls) == 1
+    path.unlink()
+    assert calibration_of([experiment], path, quiet=True) is not None
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("tables", "why"),
+    [
+        ({"model": {"activation": "tanh"}}, "lacks tanh"),
+        ({"model": {"width": 9}}, "32 examples of 8 elements -> 32 examples of 9 elements"),
+        ({"model": {"depth": 2}}, "32 examples of 8 elements -> 32 examples of 8, 8 elements"),
+        ({"train": {"batch_size": 8}}, "32 examples of 8 elements -> 8 examples of 8 elements"),
+        (
+            {"train": {"batch_size": 0}, "data": {"clients": 5}},
+            "32 examples of 8 elements -> 288 examples of 8 elements",
+        ),
+    ],
+)
+def test_a_calibration_of_something_else_does_not_serve(
+    make_experiment: Callable[..., Any],
+    calls: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    tables: dict[str, Any],
+    why: str,
+) -> None:
+    path = tmp_path / "c.json"
+    keep(path, calibration_of([make_experiment(measure=ASKING)], path, quiet=True))
+    assert calibration_of([make_experiment(**tables, measure=ASKING)], path) is not None
+    assert len(calls) == 2
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told.startswith(f"{path}: ")
+    assert told.endswith(f"{why}; timing anew")
+
+
+def moved(path: Path) -> bytes:
+    """Make a calibration one of another machine, and return the file."""
+    document = json.loads(path.read_text())
+    document["machine"]["processor"] = "Z80"
+    path.write_text(json.dumps(document))
+    return path.read_bytes()
+
+
+def test_a_calibration_of_another_machine_does_not_serve(
+    make_experiment: Callable[..., Any],
+    calls: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    experiment, path = make_experiment(measure=ASKING), tmp_path / "c.json"
+    keep(path, calibration_of([experiment], path, quiet=True))
+    moved(path)
+    assert calibration_of([experiment], path) is not None
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told.startswith(f"{path}: measured under other conditions: processor: Z80 -> ")
+    path.write_text("{}")
+    with pytest.raises(DataError, match="damaged"):
+        calibration_of([experiment], path)
+
+
+def test_experiments_of_several_shapes_are_told_which_setting_asked(
+    make_experiment: Callable[..., Any], calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    experiments = [make_experiment(model={"width": w}, measure=ASKING) for w in (4, 8)]
+    with pytest.raises(ConfigError) as caught:
+        calibration_of(experiments, tmp_path / "c.json")
+    assert caught.value.problems == (
+        "model.width = 4 and 8: a calibration is of one; choose one",
+        "measure.calibrate = true: leave it out: -s measure.calibrate=false, or in [set] of a "
+        "study",
+    )
+    assert calls == []
+
+
+# A run's.
+
+CALIBRATE = ("-s", "measure.calibrate=true")
+CLI = Callable[..., Any]
+
+
+def test_a_run_keeps_and_shows_its_timings(
+    cli: CLI, tiny: tuple[str, ...], calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    answer = cli("run", *tiny, *CALIBRATE, "--out", "a")
+    assert answer.code == 0
+    assert answer.out.splitlines()[-1] == (
+        "  relu            0.25 ns/element forward, 0.25 backward, 25.0% of a training step "
+        "(measured)"
+    )
+    assert answer.err.splitlines()[:3] == [
+        "timing 1 activation and the control: 0 of 20 blocks, about 25 s left",
+        "unstable: step: the blocks are wild",
+        "quickstart: starting the inline engine",
+    ]
+    assert set(read_calibration(tmp_path / "a" / "calibration.json").activations) == {"relu"}
+    summary = cli("run", "--resume", "a", "--format", "json", "-q").json
+    steady = {"kind": "measured", **dataclasses.asdict(STEADY)}
+    assert summary["calibration"]["forward_ns"] == steady
+    assert len(calls) == 1
+
+
+def test_a_run_that_is_there_can_be_given_timings(
+    cli: CLI, tiny: tuple[str, ...], calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    first = cli("run", *tiny, "--out", "a", "--format", "json").json
+    assert (first["calibration"], calls) == (None, [])
+    again = cli("run", "--resume", "a", *CALIBRATE, "--format", "json").json
+    assert again["calibration"]["share_of_step"]["estimate"] == 0.25
+    assert again["model_sha256"] == first["model_sha256"]
+    assert len(calls) == 1
+
+
+def refusals() -> dict[str, tuple[str, ...]]:
+    return {
+        "occupied": ("-s", "experiment.seed=3", "--out", "a"),
+        "another experiment": ("--resume", "a", "-s", "model.activation=tanh"),
+        "locked": ("--resume", "a", "-s", "engine.workers=1"),
+    }
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("case", refusals())
+def test_a_run_that_is_refused_times_nothing_and_keeps_the_other_s_file(
+    cli: CLI,
+    tiny: tuple[str, ...],
+    calls: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    case: str,
+    late: bool,
+) -> None:
+    cli("run", *tiny, *CALIBRATE, "--out", "a", "-q")
+    path = tmp_path / "a" / "calibration.json"
+    before = moved(path)
+    if late:  # what is against it came only while the activations were timed
+        monkeypatch.setattr("fedsim.cli.run.may_begin", lambda experiment: True)
+    lock = RunLock(tmp_path / "a" / "run.lock") if case == "locked" else None
+    arguments = refusals()[case]
+    settings = tiny if "--out" in arguments else ()
+    answer = cli("run", *settings, *arguments, *CALIBRATE, "-q")
+    if lock:
+        lock.release()
+    assert answer.code == (1 if case == "locked" else 2)
+    assert answer.err.startswith(f"error: {tmp_path / 'a'} ")
+    assert len(calls) == (2 if late else 1)
+    assert path.read_bytes() == before
+
+
+def test_a_run_that_another_process_began_while_this_one_timed_is_not_written_to(
+    cli: CLI,
+    tiny: tuple[str, ...],
+    calls: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def begin_elsewhere(experiment: Experiment) -> bool:
+        with runs.open_run(experiment):
+            return True
+
+    monkeypatch.setattr("fedsim.cli.run.may_begin", begin_elsewhere)
+    answer = cli("run", *tiny, *CALIBRATE, "--out", "a", "-q")
+    assert answer.code == 2
+    assert answer.err.startswith(f"error: {tmp_path / 'a'} already holds a run")
+    assert len(calls) == 1
+    assert not (tmp_path / "a" / "calibration.json").exists()
+
+
+def test_a_directory_that_holds_anything_is_refused_before_timing(
+    cli: CLI, tiny: tuple[str, ...], calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "thesis.txt").write_text("")
+    (tmp_path / "file").write_text("")
+    for out in ("a", "file"):
+        assert cli("run", *tiny, *CALIBRATE, "--out", out).code == 2
+    assert calls == []
+    (tmp_path / "b").mkdir()
+    assert cli("run", *tiny, *CALIBRATE, "--out", "b").code == 0
+    assert len(calls) == 1
+
+
+def test_a_run_that_fails_or_is_interrupted_keeps_its_timings_and_one_that_never_began_none(
+    cli: CLI,
+    tiny: tuple[str, ...],
+    calls: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    diverging = ("-s", "train.learning_rate=1e30")
+    assert cli("run", *tiny, *CALIBRATE, *diverging, "--out", "failed").code == 1
+    assert (tmp_path / "failed" / "calibration.json").is_file()
+
+    class Interrupt(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise KeyboardInterrupt
+
+    interrupt = Interrupt()
+    logging.getLogger("flwr.fedsim").addHandler(interrupt)
+    try:
+        assert cli("run", *tiny, *CALIBRATE, "--out", "stopped").code == 130
+    finally:
+        logging.getLogger("flwr.fedsim").removeHandler(interrupt)
+    path = tmp_path / "stopped" / "calibration.json"
+    before = moved(path)
+
+    def stop(experiment: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedsim.simulation.open_engine", stop)
+    assert cli("run", "--resume", "stopped", *CALIBRATE).code == 130
+    assert cli("run", *tiny, *CALIBRATE, "--out", "never").code == 130
+    monkeypatch.setattr(
+        "fedsim.simulation.open_engine", lambda experiment: SimpleNamespace(close=lambda: None)
+    )
+    monkeypatch.setattr("fedsim.simulation.simulate", lambda experiment, executor: stop(None))
+    assert cli("run", "--resume", "stopped", *CALIBRATE).code == 130
+    assert path.read_bytes() == before
+    assert len(calls) == 5
+    assert not (tmp_path / "never").exists()
+
+
+# A study's.
+
+
+def test_a_study_times_only_where_runs_are_missing(
+    cli: CLI, calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    tiny = 'data.clients = 5\nserver.clients_per_round = 2\nengine.name = "inline"\n'
+    (tmp_path / "base.toml").write_text(f"experiment.rounds = 1\nmodel.width = 8\n{tiny}")
+    axes = '[axes]\n"model.activation" = ["relu", "tanh"]'
+    (tmp_path / "small.toml").write_text(f'base = "base.toml"\nseeds = 1\n{axes}')
+    path = tmp_path / "runs" / "small" / "calibration.json"
+
+    cli("study", "small.toml")
+    assert not path.exists()
+    cli("study", "small.toml", *CALIBRATE)  # all has run already
+    assert (calls, path.exists()) == ([], False)
+    (tmp_path / "small.toml").write_text(f'base = "base.toml"\nseeds = 2\n{axes}')
+    answer = cli("study", "small.toml", *CALIBRATE)
+    assert answer.code == 0
+    assert calls[0]["models"] == ["relu", "tanh"]
+    assert "another machine" not in answer.out
+    assert "warning: the timings may not repeat: step: the blocks are wild" in answer.out
+
+    before = moved(path)
+    answer = cli("study", "small.toml", *CALIBRATE)
+    assert (answer.code, len(calls), path.read_bytes()) == (0, 1, before)
+    here = stability.here().processor
+    warning = f"the timings are of another machine than the runs: processor: Z80 -> {here}"
+    assert answer.out.count(f"warning: {warning}\n") == 1
+    document = cli("study", "small.toml", "--format", "json").json
+    assert document["calibration_elsewhere"] == [f"processor: Z80 -> {here}"]
+    (tmp_path / "small.toml").write_text(f'base = "base.toml"\nseeds = 3\n{axes}')
+    answer = cli("study", "small.toml", *CALIBRATE)
+    assert (answer.code, len(calls)) == (0, 2)
+    assert "processor: Z80 -> " in answer.err.splitlines()[0]
+    assert "another machine" not in answer.out
+
+
+def test_a_study_of_several_shapes_is_told_how_to_go_without(
+    cli: CLI, calls: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "base.toml").write_text("measure.calibrate = true\n")
+    axes = '[axes]\n"train.batch_size" = [4, 8]'
+    (tmp_path / "small.toml").write_text(f'base = "base.toml"\nseeds = 1\n{axes}')
+    answer = cli("study", "small.toml")
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.splitlines() == [
+        "error: train.batch_size = 4 and 8: a calibration is of one; choose one",
+        "error: measure.calibrate = true: leave it out: -s measure.calibrate=false, or in [set] "
+        "of a study",
+    ]
+    assert not (tmp_path / "runs").exists()

@@ -81,6 +81,12 @@ def test_a_run_prints_one_json_object_and_reports_every_round_on_standard_error(
     assert summary["train_flops"] > 0
     for name in ("local_accuracy", "package_joules", "modelled_seconds", "modelled_joules"):
         assert summary[name] is None  # nobody asked
+    assert summary["kinds"]["uplink_bytes"] == "counted"
+    assert summary["kinds"]["wall_seconds"] == "measured"
+    assert summary["kinds"]["modelled_joules"] == "modelled"
+    figures = {k for k, v in summary.items() if isinstance(v, int | float)}
+    assert figures <= set(summary["kinds"])
+    assert summary["calibration"] is None
     assert re.fullmatch("[0-9a-f]{64}", summary["model_sha256"])
     first, *lines = answer.err.splitlines()
     assert first == "quickstart: starting the inline engine"

@@ -10,10 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from fedsim.measure import clocks
+from fedsim.errors import EngineError
+from fedsim.measure import clocks, timing
 from fedsim.measure.clocks import FIRST_LINE_BYTES, Training, elapsed, spent, training_clocks
 
 CORES = "cpu0 50 0 50 900 0 0 0 0 0 0\ncpu1 50 0 50 900 0 0 0 0 0 0\n"
@@ -82,23 +85,35 @@ def test_a_block_that_raises_is_measured_too(clock) -> None:
 @pytest.mark.parametrize("clock", [spent, training_clocks])
 @pytest.mark.parametrize(
     ("readings", "seconds"),
-    [([2.0, 2.5], 0.5), ([2.0, 2.0], 0.0), ([2.0, 1.5], 0.0), ([2.0, math.nan], 0.0)],
+    [
+        *(([2.0, 2.5], 0.5), ([2.0, 2.0], 0.0)),
+        *(([2.0, 1.5], None), ([2.0, math.nan], None), ([math.nan, 2.0], None)),
+        *(([2.0, math.inf], None), ([-math.inf, 2.0], None)),
+    ],
 )
 def test_durations_of_clocks_that_run_stand_or_step_back(
-    clock, readings: list[float], seconds: float, monkeypatch: pytest.MonkeyPatch
+    clock, readings: list[float], seconds: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A clock that steps has no figure to give; one that is coarse honestly gives 0."""
     set_clock(monkeypatch, perf_counter=readings, thread_time=[10 * r for r in readings])
     with clock() as taken:
         pass
     assert taken.wall_seconds == seconds
-    assert taken.cpu_seconds == 10 * seconds
+    assert taken.cpu_seconds == (None if seconds is None else 10 * seconds)
 
 
 @given(st.floats(), st.floats())
-def test_no_duration_is_negative_or_no_number(before: float, after: float) -> None:
-    assert elapsed(before, after) >= 0
-    if before <= after and math.isfinite(after - before):
-        assert elapsed(before, after) == after - before
+def test_a_duration_is_finite_and_at_least_zero_or_there_is_none(
+    before: float, after: float
+) -> None:
+    sound = before <= after and math.isfinite(after - before)
+    assert elapsed(before, after) == (after - before if sound else None)
+
+
+@pytest.mark.parametrize("clock", [spent, training_clocks])
+def test_there_are_no_figures_until_the_block_has_ended(clock) -> None:
+    with clock() as seconds:
+        assert set(vars(seconds).values()) == {None}
 
 
 def test_figures_are_the_ledgers_columns() -> None:
@@ -127,9 +142,9 @@ def test_others_are_the_machine_without_this_process(tmp_path: Path) -> None:
     assert condition(tmp_path, before, after, 3.0).others_cpu_seconds == pytest.approx(0.0)
     # Ticks are coarse: this process may seem to have done more than the machine.
     assert condition(tmp_path, before, after, 3.5).others_cpu_seconds == 0.0
-    assert condition(tmp_path, after, before, 0.5).others_cpu_seconds == 0.0
-    # A process clock that steps back does not add to the others.
-    assert condition(tmp_path, before, after, -2.0).others_cpu_seconds == pytest.approx(3.0)
+    # Where either clock steps back, nobody knows.
+    assert condition(tmp_path, after, before, 0.5).others_cpu_seconds is None
+    assert condition(tmp_path, before, after, -2.0).others_cpu_seconds is None
 
 
 def test_waiting_is_the_second_field_in_nanoseconds(tmp_path: Path) -> None:
@@ -163,6 +178,14 @@ def test_a_file_that_goes_away_leaves_a_blank(tmp_path: Path) -> None:
     )
 
 
+def test_a_wait_that_steps_back_is_none(tmp_path: Path) -> None:
+    proc = write_proc(tmp_path, stat=f"cpu  1 1 1 1 1 1 1 1\n{CORES}", schedstat="5 7 1\n")
+    with training_clocks(proc) as training:
+        write_proc(tmp_path, stat=None, schedstat="9 6 3\n")
+    assert training.waiting_seconds is None
+    assert training.others_cpu_seconds == 0.0
+
+
 def test_many_cores_and_long_uptimes_fit(tmp_path: Path) -> None:
     """Only the start of /proc/stat is read; the longest first line is within it."""
     first = "cpu  " + " ".join(["9" * 20] * 10)
@@ -190,3 +213,42 @@ def test_no_file_stays_open() -> None:
         with training_clocks():
             pass
     assert open_files() == before
+
+
+# Timings wait for the CPU clock to show enough work, but not for ever.
+
+
+def set_timing_clocks(monkeypatch: pytest.MonkeyPatch, *, cpu_per_second: float) -> None:
+    """Let 5 s of wall time pass with every look at the monotonic clock."""
+    now = [1000.0]
+
+    def monotonic() -> float:
+        now[0] += 5.0
+        return now[0]
+
+    fake = {"monotonic": monotonic, "thread_time": lambda: cpu_per_second * now[0]}
+    monkeypatch.setattr(timing, "time", SimpleNamespace(**{**vars(time), **fake}))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+@pytest.mark.parametrize("cpu_per_second", [0.0, -1.0])
+def test_a_cpu_clock_that_stands_still_is_an_error(
+    seconds: float, cpu_per_second: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_timing_clocks(monkeypatch, cpu_per_second=cpu_per_second)
+    done: list[int] = []
+    layer, x = nn.ReLU(), torch.ones(3, requires_grad=True)
+    arm = timing.Arm(
+        model=layer, layers=(layer,), shapes=((3,),), evaluations=((layer, x),), elements=3
+    )
+    with pytest.raises(EngineError, match="CPU clock stands still"):
+        timing.time_steps(lambda: done.append(1), seconds=seconds)
+    assert len(done) < 20
+    with pytest.raises(EngineError, match="CPU clock stands still"):
+        timing.time_elements(arm, seconds=seconds)
+
+
+def test_a_visit_that_is_late_already_is_timed_nevertheless() -> None:
+    total, steps = timing.time_steps(busy, seconds=-1000.0)
+    assert total >= timing.LEAST_SECONDS
+    assert steps >= 1

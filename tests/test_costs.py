@@ -272,6 +272,8 @@ def test_the_device_of_the_experiment_is_among_them(
         (["-s", "model.name=cnn", "-s", "model.depth=9"], "lower it to 3"),
         (["-s", "measure.device=fone"], "did you mean 'phone'?"),
         (["-s", "data.dataset=mnist", "--data-dir", "empty"], "fedsim data fetch mnist"),
+        # What no run could do either: 5,000 clients share 1,438 digits.
+        (["-s", "data.clients=5000"], "data.clients = 5000"),
     ],
 )
 def test_bad_input_is_refused(cli: CLI, arguments: list[str], message: str) -> None:

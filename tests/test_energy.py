@@ -92,6 +92,7 @@ def test_a_bundled_profile_is_complete_and_cites_its_sources(name: str) -> None:
     profile = load_profile(name)
     assert profile.name == name
     assert "factor" in profile.uncertainty
+    assert "do not compare activations by modelled figures" in profile.uncertainty
     assert profile.sources.keys() == {**RATES, **PRICES}.keys()
     cited = " ".join(profile.sources.values())
     assert cited.count("http") >= 3

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedsim.ledger.schema import CLIENTS, LAYERS, ROUNDS, Table
+from fedsim.measure.timings import Timing
+from fedsim.overhead import LevelCost
 from fedsim.records import figures
+from fedsim.report.arms import COSTS, FIGURES, TIMED
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "measures.md").read_text(encoding="utf-8")
@@ -18,6 +22,15 @@ TABLES = (ROUNDS, CLIENTS, LAYERS)
 HEADER = ["column", "unit", "kind", "definition", "what it does not capture", "source"]
 LEVELS = ["off", "light", "full"]
 
+# What reports, studies and benches derive from the tables, and the kind of each.
+TIMINGS = (*TIMED, *(field.name for field in fields(Timing) if field.name not in TIMED))
+PRICES = [f.name for f in fields(LevelCost) if f.name not in ("level", "bound")]
+DERIVED = {
+    **FIGURES,
+    **{f"{cost}_to_target": kind for cost, kind in COSTS.items()},
+    **dict.fromkeys((*TIMINGS, *PRICES), "measured"),
+    "largest_batch": "counted",
+}
 # The kind of what is no figure.
 OTHERS = {
     **dict.fromkeys(("round", "client", "layer", "phase"), "key"),
@@ -30,6 +43,12 @@ UNITS = {
     **{"flops": "FLOPs", "ops": "operations", "elements": "elements"},
     **{"fraction": "share", "energy": "share", "accuracy": "share"},
     **{"cosine": "none", "norm": "none", "loss": "nats"},
+    **{
+        "gini": "none",
+        "decile": "share",
+        "difference": "share",
+        "ns": "nanoseconds",
+    },
 }
 
 
@@ -96,10 +115,31 @@ def test_a_level_fills_every_column_once() -> None:
         assert filled == Counter(others)
 
 
+def test_every_figure_of_reports_has_one_line_and_no_other_has() -> None:
+    header, *rows = lines("Figures of reports")
+    assert header == ["figure", *HEADER[1:3], "definition", "what it leaves out"]
+    assert [figure for figure, *_ in rows] == [f"`{name}`" for name in DERIVED]
+    for figure, unit, kind, definition, missed in rows:
+        (name,) = names(figure)
+        stem = name.removesuffix("_to_target").removesuffix("_per_client")
+        assert kind == DERIVED[name], name
+        assert unit == UNITS.get(stem.split("_")[-1], unit), name
+        assert len(definition) > 20, name
+        assert len(missed) > 5, name
+
+
+def test_nothing_recommends_modelled_figures_for_activations() -> None:
+    """Every elementwise operation is charged a pass over memory, and a fused kernel makes one."""
+    _, _, _, missed, _ = documented(CLIENTS)["modelled_seconds"]
+    assert "ratios between activations come out too large" in missed
+    assert "Good for ratios" not in TEXT
+
+
 def test_names_in_the_text_are_columns_settings_or_files() -> None:
     """A word in code style that could be a column is one."""
     columns = {column.name for table in TABLES for column in table.columns}
     known = columns | {table.name for table in TABLES} | set(LEVELS) | {"blanks", "global"}
+    known |= set(DERIVED)
     assert set(names(TEXT)) - known == set()
 
 

@@ -44,6 +44,20 @@ def test_importing_fedsim_imports_the_standard_library_alone() -> None:
     assert loaded - sys.stdlib_module_names == {"fedsim"}
 
 
+def test_what_only_reads_and_prints_imports_no_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys; import fedsim.report.tables, fedsim.cli.main; "
+        "sys.argv = ['fedsim', 'ls', '.']\n"
+        "try: fedsim.cli.main.main()\n"
+        "except SystemExit as left: assert not left.code, left.code\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 def test_a_simulation_is_called_as_flower_s() -> None:
     parameters = inspect.signature(fedsim.run_simulation).parameters
     positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]

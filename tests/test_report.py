@@ -7,7 +7,7 @@ import sqlite3
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,20 @@ import pytest
 
 from fedsim import units
 from fedsim.errors import DataError
-from fedsim.ledger.manifest import new_manifest
+from fedsim.ledger.manifest import new_manifest, read_manifest, write_manifest
 from fedsim.ledger.read import RunSummary, list_runs
 from fedsim.ledger.store import Ledger
+from fedsim.measure.timings import Calibration, Interval, Machine, Timing
 from fedsim.records import SERVER, ClientRow, LayerRow, RoundRow, figures
 from fedsim.report.arms import (
     COSTS,
     FIGURES,
     Arm,
-    Interval,
     Spread,
-    read_calibration,
+    calibration_in,
+    kinds_of,
     summarise_arm,
+    timed_elsewhere,
 )
 from fedsim.report.summary import run_lines, run_summary
 from fedsim.report.tables import (
@@ -434,11 +436,14 @@ def full(round: int, client: int) -> dict[str, Any]:
     return light | ({"compressed_bytes": 60 + 20 * client} if round == 2 else {})
 
 
-TIMINGS = {
-    "forward_ns": Interval(estimate=1.25, low=1.0, high=1.5),
-    "backward_ns": Interval(estimate=2.0, low=1.5, high=2.25),
-    "share_of_step": Interval(estimate=0.125, low=0.1, high=0.15),
-}
+TIMINGS = Timing(
+    forward_ns=Interval(estimate=1.25, low=1.0, high=1.5),
+    backward_ns=Interval(estimate=2.0, low=1.5, high=2.25),
+    times_relu=None,
+    step_seconds=Interval(estimate=1e-3, low=5e-4, high=2e-3),
+    share_of_step=Interval(estimate=0.125, low=0.1, high=0.15),
+    share_by_difference=Interval(estimate=-0.01, low=-0.02, high=0.3),
+)
 
 
 @pytest.fixture
@@ -502,6 +507,8 @@ def test_an_arm_as_json(arm: Arm) -> None:
     assert document["calibration"]["backward_ns"] == {
         **{"kind": "measured", "estimate": 2.0, "low": 1.5, "high": 2.25}
     }
+    assert document["calibration"]["times_relu"] is None
+    assert set(document["calibration"]) == {field.name for field in fields(Timing)}
 
 
 def test_the_kinds_are_those_of_the_ledger() -> None:
@@ -511,6 +518,37 @@ def test_the_kinds_are_those_of_the_ledger() -> None:
                 assert FIGURES[name] == column.metadata["kind"]
             if name in COSTS:
                 assert COSTS[name] == column.metadata["kind"]
+
+
+def test_every_figure_of_a_run_has_its_kind(tmp_path: Path) -> None:
+    summary = run_summary(write_run(tmp_path / "a", [0.5], client=full))
+    kinds = kinds_of(summary)
+    texts = {"run", "name", "status", "error", "model_sha256"}
+    assert set(kinds) == set(summary) - texts
+    assert {name for name, kind in kinds.items() if kind == "modelled"} == {
+        *("modelled_seconds", "modelled_joules")
+    }
+    assert {name for name, kind in kinds.items() if kind == "measured"} == {
+        *("cpu_seconds", "wall_seconds", "package_joules")
+    }
+
+
+def test_a_seed_that_failed_is_one_that_did_not_get_there(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", [0.5, 0.75], client=full, layers=layers)
+    arm = summarise_arm("relu", [None, run], (0.6,))
+    whole = summarise_arm("relu", [run], (0.6,))
+    assert not arm.failed
+    for name, spread in arm.figures.items():
+        values = whole.spread(name).values
+        assert spread.values == ((None, *values) if values else ())
+        assert spread.mean is None
+    assert arm.spread("test_accuracy").values == (None, 0.75)
+    lost = summarise_arm("tanh", [None, None], (0.6,))
+    assert lost.failed
+    assert lost.spread("uplink_bytes").values == lost.spread("rounds_to_0.6").values == (None,) * 2
+    assert not whole.failed
+    assert not summarise_arm("gelu", [], ()).failed
+    json.dumps(lost.as_json(), allow_nan=False)
 
 
 def test_an_arm_whose_runs_were_never_tested_has_no_accuracy(tmp_path: Path) -> None:
@@ -548,69 +586,58 @@ def test_hidden_layers_are_those_of_the_last_round_that_looked(tmp_path: Path) -
 # The calibration.
 
 
-def timing(estimate: object = 1.5) -> dict[str, Any]:
-    """A timing as calibration.json holds it, with more than is read."""
-    return {"estimate": estimate, "low": 1, "high": 2.0, "blocks": 9}
+def calibration(machine: Machine) -> Calibration:
+    return Calibration(
+        machine=machine,
+        unstable=("short blocks",),
+        batch_size=10,
+        shapes=((10, 200),),
+        blocks=20,
+        seconds=25.0,
+        control=TIMINGS,
+        activations={"relu": TIMINGS},
+    )
 
 
-def calibration(**changes: Any) -> dict[str, Any]:
-    timings = {name: timing() for name in ("forward_ns", "backward_ns", "share_of_step", "more")}
-    whole = {"format": 1, "kind": "measured", "unstable": [], "activations": {"relu": timings}}
-    return whole | changes
+def machine_of(run: Path) -> Machine:
+    manifest = read_manifest(run)
+    return Machine(
+        processor=manifest.processor,
+        cores=manifest.cores,
+        platform=manifest.platform,
+        torch="2.9",
+        threads=1,
+        pinned=None,
+    )
 
 
 def test_a_calibration_is_read_from_the_study_s_directory(tmp_path: Path) -> None:
-    assert read_calibration(tmp_path) is None
-    document = calibration(unstable=["short blocks"])
-    (tmp_path / "calibration.json").write_text(json.dumps(document))
-    read = read_calibration(tmp_path)
-    assert read is not None
-    assert read.unstable == ("short blocks",)
-    expected = Interval(estimate=1.5, low=1, high=2.0)
-    assert read.activations == {
-        "relu": dict.fromkeys(("forward_ns", "backward_ns", "share_of_step"), expected)
-    }
+    assert calibration_in(tmp_path) is None
+    written = calibration(machine_of(write_run(tmp_path / "a", [0.5])))
+    (tmp_path / "calibration.json").write_text(json.dumps(written.as_json()))
+    assert calibration_in(tmp_path) == written
+    (tmp_path / "calibration.json").write_text("{}")
+    with pytest.raises(DataError, match="damaged"):
+        calibration_in(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", "Expecting value"),
-        ("[]", "list indices"),
-        ("{}", "'format'"),
-        ("\xff", "JSONDecodeError|decode"),
-        (json.dumps(calibration(format=2)), "format 2 is not 1"),
-        (json.dumps(calibration(unstable="often")), "unstable = 'often' is no list"),
-        (json.dumps(calibration(activations=["relu"])), "has no attribute 'items'"),
-        (json.dumps(calibration(activations={"relu": {}})), "'forward_ns'"),
-        *(
-            (
-                json.dumps(
-                    calibration(
-                        activations={
-                            "relu": {**calibration()["activations"]["relu"], "forward_ns": wrong}
-                        }
-                    )
-                ),
-                reason,
-            )
-            for wrong, reason in (
-                (timing(None), "estimate = None is no number"),
-                (timing(True), "estimate = True is no number"),
-                (timing(math.nan), "estimate = nan is no number"),
-                ({"estimate": 1.0, "low": 1.0}, "'high'"),
-                (3.0, "not subscriptable"),
-            )
-        ),
-    ],
-)
-def test_a_damaged_calibration_says_what_to_do(tmp_path: Path, text: str, reason: str) -> None:
-    path = tmp_path / "calibration.json"
-    path.write_text(text, encoding="latin-1")
-    with pytest.raises(DataError, match=reason) as caught:
-        read_calibration(tmp_path)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert str(caught.value).endswith("remove the file to have it measured again")
+def test_timings_of_another_machine_than_the_runs_are_told(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, [0.5]) for name in "ab"]
+    machine = machine_of(runs[0])
+    assert timed_elsewhere(calibration(machine), runs) == []
+    assert timed_elsewhere(calibration(replace(machine, cores=999, torch="1")), runs) == []
+    older = calibration(replace(machine, processor="Z80", platform="CP/M"))
+    assert timed_elsewhere(older, []) == []
+    assert timed_elsewhere(older, runs) == [
+        f"processor: Z80 -> {machine.processor}",
+        f"platform: CP/M -> {machine.platform}",
+    ]
+    manifest = read_manifest(runs[1])
+    changed = {"2026-11-23": {"cores": 1}, "2026-11-24": {"processor": "6502"}}
+    write_manifest(runs[1], replace(manifest, changed=changed))
+    assert timed_elsewhere(calibration(machine), runs) == [
+        f"processor: {machine.processor} -> 6502"
+    ]
 
 
 # Tables.
@@ -625,9 +652,11 @@ def cells(line: str) -> list[str]:
     return re.split(" {2,}", line.strip())
 
 
-def test_the_table_of_arms(arm: Arm, capsys: pytest.CaptureFixture[str]) -> None:
-    failed = summarise_arm("tanh", [], (0.4, 0.8))
-    head, _, first, second = rendered(arms_table("activation", [arm, failed], (0.4, 0.8)), capsys)
+def test_the_table_of_arms(arm: Arm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "c", [0.9])
+    half, failed = (summarise_arm("tanh", runs, (0.4, 0.8)) for runs in ([run, None], [None] * 2))
+    table = arms_table("activation", [arm, half, failed], (0.4, 0.8))
+    head, _, first, second, third = rendered(table, capsys)
     assert cells(head) == [
         *("activation", "test accuracy", "rounds to 40%", "rounds to 80%", "client CPU", "uplink")
     ]
@@ -635,11 +664,12 @@ def test_the_table_of_arms(arm: Arm, capsys: pytest.CaptureFixture[str]) -> None
         *("relu", "70.0% +- 28.3%", "1.2 +- 0.4", "1 of 2 seeds"),
         *("4.5 s +- 2.12 s", "660 B"),
     ]
-    assert second.split() == ["tanh", "-", "-", "-", "-", "-"]
+    assert cells(second) == ["tanh", *["1 of 2 seeds"] * 5]
+    assert cells(third) == ["tanh", *["failed"] * 5]
 
 
 def test_the_bill(arm: Arm, capsys: pytest.CaptureFixture[str]) -> None:
-    failed = summarise_arm("tanh", [], (0.4, 0.8))
+    failed = summarise_arm("tanh", [None], (0.4, 0.8), TIMINGS)
     table = bill_table("activation", [arm, failed], 0.8)
     head, kinds, _, first, second = rendered(table, capsys)
     assert cells(head) == [
@@ -654,7 +684,7 @@ def test_the_bill(arm: Arm, capsys: pytest.CaptureFixture[str]) -> None:
         *("relu", "12.5%", "3.25", "2 kB", "25.0%", "10.0%", "70 B"),
         *("1 of 2 seeds", "1 of 2 seeds", "2 s", "250 mJ"),
     ]
-    assert second.split() == ["tanh", *"-" * 10]
+    assert second.split() == ["tanh", "12.5%", "3.25", *["failed"] * 8]
 
 
 def test_what_nobody_asked_for_has_no_column(
@@ -675,7 +705,9 @@ def test_what_nobody_asked_for_has_no_column(
         ["b", "-", "430 B", "1 s"],
     ]
     assert cells(rendered(bill_table("level", arms, None), capsys)[0]) == ["level", "saved/step"]
-    assert bill_table("level", arms[1:], None) is None
+    lost = summarise_arm("c", [None], (0.6,))
+    assert bill_table("level", [arms[1], lost], None) is None
+    assert bill_table("level", [lost], 0.6) is None
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsim import units
+from fedsim.cli.calibrate import told
 from fedsim.cli.options import (
     DataDirectory,
     Format,
@@ -21,18 +22,13 @@ from fedsim.cli.options import (
 from fedsim.cli.progress import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.table import Table
 
     from fedsim.config import Experiment
-    from fedsim.measure.calibration import Calibration, Timing
-    from fedsim.measure.stability import Interval
+    from fedsim.measure.timings import Calibration, Timing
 
 # The control: it is measured beside every panel.
 IDENTITY = "identity"
-# How often progress is told.
-TOLD = 10
 
 
 def activations(
@@ -76,13 +72,7 @@ def activations(
     from fedsim.calibration import calibrate_experiments, calibration_bytes
     from fedsim.ledger.files import write_atomically
 
-    arms = f"{len(experiments)} activation{'s' if len(experiments) > 1 else ''} and the control"
-
-    def progress(done: int, blocks: int, left_seconds: float) -> None:
-        if done % max(1, blocks // TOLD) == 0 and done < blocks:
-            left = units.seconds(left_seconds)
-            say(f"{arms}: {done} of {blocks} blocks, about {left} left", quiet=quiet)
-
+    progress = told(len(experiments), quiet=quiet)
     found = calibrate_experiments(experiments, blocks=blocks, seconds=seconds, progress=progress)
     if output is OutputFormat.json:
         typer.echo(json.dumps(found.as_json()))
@@ -148,7 +138,7 @@ def show(found: Calibration) -> None:
 
 def calibration_table(found: Calibration) -> Table:
     """A line for each activation, the cheapest first, and one for the control."""
-    from fedsim.report.tables import plain_table
+    from fedsim.report.tables import plain_table, with_interval
 
     figures = (
         "forward, ns/element",
@@ -175,8 +165,3 @@ def calibration_table(found: Calibration) -> Table:
             with_interval(timing.share_by_difference, units.percent),
         )
     return table
-
-
-def with_interval(figure: Interval, unit: Callable[[float], str]) -> str:
-    """Print estimate [low, high]."""
-    return f"{unit(figure.estimate)} [{unit(figure.low)}, {unit(figure.high)}]"

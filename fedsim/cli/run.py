@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedsim import units
 from fedsim.cli.calibrate import calibration_of
 from fedsim.cli.options import (
     DataDirectory,
@@ -20,7 +21,10 @@ from fedsim.cli.options import (
 )
 from fedsim.cli.progress import progress, say
 from fedsim.config import Experiment
-from fedsim.errors import FedsimError
+from fedsim.errors import ConfigError, FedsimError, LedgerError
+
+if TYPE_CHECKING:
+    from fedsim.measure.timings import Timing
 
 
 def run(
@@ -56,16 +60,21 @@ def run(
     experiment = prepare(experiment)
     engine = experiment.engine
     directory = Path(experiment.run.out)
-    timed = calibration_of([experiment], directory / CALIBRATION, quiet=quiet)
+    timed, before = None, starts(directory)
+    if may_begin(experiment):
+        timed = calibration_of([experiment], directory / CALIBRATION, quiet=quiet)
     say(f"{experiment.experiment.name}: starting the {engine.name} engine", quiet=quiet)
     try:
         executor = open_engine(experiment)
         try:
             with progress(quiet=quiet):
                 simulate(experiment, executor)
+        except (ConfigError, LedgerError):
+            timed = None  # refused: what lies in the directory is another run's
+            raise
         finally:
             executor.close()
-            if timed and holds_run(directory):
+            if timed and starts(directory) > before:
                 write_atomically(directory / CALIBRATION, timed)
     except KeyboardInterrupt:
         if holds_run(directory):
@@ -101,12 +110,55 @@ def read_experiment(
     return dataclasses.replace(experiment, run=table)
 
 
+def may_begin(experiment: Experiment) -> bool:
+    """Say whether nothing speaks against a run in its directory; if not, its ledger says what."""
+    from fedsim.config import differences
+    from fedsim.ledger.files import LOCK
+    from fedsim.ledger.lock import is_held
+    from fedsim.runs import holds_run, stored_experiment
+
+    directory = Path(experiment.run.out)
+    if is_held(directory / LOCK):
+        return False
+    if experiment.run.resume:
+        return holds_run(directory) and not differences(stored_experiment(directory), experiment)
+    return not directory.exists() or (
+        directory.is_dir() and {path.name for path in directory.glob("*")} <= {LOCK}
+    )
+
+
+def starts(directory: Path) -> int:
+    """Count how often a run was begun or gone on with in a directory; 0: there is none to read."""
+    from fedsim.ledger.manifest import read_manifest
+
+    try:
+        return 1 + len(read_manifest(directory).resumed)
+    except LedgerError:
+        return 0
+
+
 def show(directory: Path, output: OutputFormat) -> None:
-    """Print what the run came to."""
+    """Print what the run came to, and what its activation takes where that was timed."""
+    from fedsim.report.arms import calibration_in, kinds_of, timings_as_json
     from fedsim.report.summary import run_lines, run_summary
+    from fedsim.runs import stored_experiment
 
     summary = run_summary(directory)
+    calibration = calibration_in(directory)
+    name = stored_experiment(directory).model.activation
+    timing = calibration.activations.get(name) if calibration else None
     if output is OutputFormat.json:
-        typer.echo(json.dumps(summary))
+        timings = timings_as_json(timing) if timing else None
+        typer.echo(json.dumps(summary | {"kinds": kinds_of(summary), "calibration": timings}))
     else:
-        typer.echo("\n".join(run_lines(summary)))
+        lines = run_lines(summary)
+        typer.echo("\n".join([*lines, *([timing_line(name, timing)] if timing else [])]))
+
+
+def timing_line(name: str, timing: Timing) -> str:
+    """Say what an activation takes."""
+    forward, backward = timing.forward_ns.estimate, timing.backward_ns.estimate
+    return (
+        f"  {name:<15} {units.number(forward)} ns/element forward, {units.number(backward)} "
+        f"backward, {units.percent(timing.share_of_step.estimate)} of a training step (measured)"
+    )

@@ -25,7 +25,8 @@ from fedsim.cli.progress import progress, say
 from fedsim.errors import RunFailed
 
 if TYPE_CHECKING:
-    from fedsim.report.arms import Arm, Calibration
+    from fedsim.measure.timings import Calibration
+    from fedsim.report.arms import Arm
     from fedsim.study.design import Study
     from fedsim.study.execute import CellResult
 
@@ -80,14 +81,14 @@ def run_study(plan: Study, directory: Path, *, quiet: bool) -> tuple[list[CellRe
 
     plan = prepared(plan, prepare)
     check_directory(plan, directory)
-    experiments = [cell.experiment for cell in plan.cells]
-    if timed := calibration_of(experiments, directory / CALIBRATION, quiet=quiet):
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / CALIBRATION, timed)
     done = [cell for cell in plan.cells if is_complete(cell, directory)]
     with ExitStack() as stack:
         executor: Any = None
         if len(done) < len(plan.cells):
+            experiments = [cell.experiment for cell in plan.cells]
+            if timed := calibration_of(experiments, directory / CALIBRATION, quiet=quiet):
+                directory.mkdir(parents=True, exist_ok=True)
+                write_atomically(directory / CALIBRATION, timed)
             engine = plan.cells[0].experiment.engine.name
             say(f"{plan.name}: {len(plan.cells)} runs, starting the {engine} engine", quiet=quiet)
             executor = open_engine(plan.cells[0].experiment)
@@ -106,18 +107,19 @@ def show_study(
     plan: Study, directory: Path, results: Sequence[CellResult], output: OutputFormat
 ) -> None:
     """Print the arms side by side, from their complete runs."""
-    from fedsim.report.arms import read_calibration, summarise_arm
+    from fedsim.report.arms import calibration_in, kinds_of, summarise_arm, timed_elsewhere
     from fedsim.report.summary import run_summary
     from fedsim.report.tables import arms_table, show
 
-    calibration = read_calibration(directory)
+    calibration = calibration_in(directory)
     complete = [result for result in results if not result.error]
     timings = calibration.activations if calibration else {}
+    elsewhere = timed_elsewhere(calibration, [r.directory for r in complete]) if calibration else []
     activations = {r.cell.label: r.cell.experiment.model.activation for r in results}
     arms = [
         summarise_arm(
             label,
-            [r.directory for r in complete if r.cell.label == label],
+            [None if r.error else r.directory for r in results if r.cell.label == label],
             plan.targets,
             timings.get(activation),
         )
@@ -130,7 +132,9 @@ def show_study(
             f"{over_seeds(len(plan.seeds))}; client CPU is measured (training alone), uplink is "
             "counted (serialised messages)"
         )
-        bill(axes, arms, plan.targets, calibration)
+        bill(axes, arms, plan.targets)
+        for line in doubts(calibration, elsewhere):
+            typer.echo(f"warning: {line}")
         return
     cells = [
         {"arm": dict(r.cell.arm), "seed": r.cell.seed, **run_summary(r.directory)} for r in complete
@@ -140,13 +144,17 @@ def show_study(
         for r in results
         if r.error
     ]
-    document = {"study": plan.name, "out": str(directory), "cells": cells, "failed": failed}
-    unstable = list(calibration.unstable) if calibration else None
-    typer.echo(
-        json.dumps(
-            document | {"arms": [arm.as_json() for arm in arms], "calibration_unstable": unstable}
-        )
-    )
+    document = {
+        "study": plan.name,
+        "out": str(directory),
+        "cells": cells,
+        "failed": failed,
+        "kinds": kinds_of(cells[0]) if cells else {},
+        "arms": [arm.as_json() for arm in arms],
+        "calibration_unstable": list(calibration.unstable) if calibration else None,
+        "calibration_elsewhere": elsewhere if calibration else None,
+    }
+    typer.echo(json.dumps(document))
 
 
 def over_seeds(seeds: int) -> str:
@@ -154,9 +162,7 @@ def over_seeds(seeds: int) -> str:
     return f"mean +- standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
 
 
-def bill(
-    axes: str, arms: Sequence[Arm], targets: Sequence[float], calibration: Calibration | None
-) -> None:
+def bill(axes: str, arms: Sequence[Arm], targets: Sequence[float]) -> None:
     """Print what each arm costs, until the study's first target where that is asked."""
     from fedsim.report.tables import bill_legend, bill_table, dense_line, show
 
@@ -169,5 +175,13 @@ def bill(
     typer.echo("\n".join(bill_legend(arms, target)))
     if line := dense_line(arms):
         typer.echo(line)
+
+
+def doubts(calibration: Calibration | None, elsewhere: Sequence[str]) -> list[str]:
+    """Say why the timings in a bill may not be what its runs saw."""
+    found = []
     if calibration and calibration.unstable:
-        typer.echo(f"warning: the timings may not repeat: {'; '.join(calibration.unstable)}")
+        found.append(f"the timings may not repeat: {'; '.join(calibration.unstable)}")
+    if elsewhere:
+        found.append(f"the timings are of another machine than the runs: {'; '.join(elsewhere)}")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -14,10 +15,13 @@ FIRST_LINE_BYTES = 256  # holds the longest first line of /proc/stat: ten counte
 
 @dataclass
 class Spent:
-    """Seconds that a block took, each at least 0; zero until it has ended."""
+    """Seconds that a block took, each at least 0.
 
-    cpu_seconds: float = 0.0
-    wall_seconds: float = 0.0
+    None until it has ended, and where the clock stepped back or gave no number.
+    """
+
+    cpu_seconds: float | None = None
+    wall_seconds: float | None = None
 
 
 @dataclass
@@ -26,11 +30,11 @@ class Training:
 
     ``waiting_seconds`` are of this thread: ready to run, and no core free. ``others_cpu_seconds``
     are of all other processes of the machine, on all its cores together. None: the system does
-    not tell. The figures are complete when the block has ended.
+    not tell, or a clock stepped back. The figures are complete when the block has ended.
     """
 
-    cpu_seconds: float = 0.0
-    wall_seconds: float = 0.0
+    cpu_seconds: float | None = None
+    wall_seconds: float | None = None
     waiting_seconds: float | None = None
     others_cpu_seconds: float | None = None
 
@@ -56,8 +60,9 @@ def training_clocks(proc: str = "/proc") -> Iterator[Training]:
 
     ``waiting_seconds`` is exact. ``others_cpu_seconds`` is the machine's busy time less that of
     this process, all threads. The busy time moves in ticks of 10 ms, so that one block's figure
-    may be off by a tick per core, and the sum over many short blocks is too high, as what falls
-    below 0 counts as 0. Time that a hypervisor gave to other machines counts as busy.
+    may be off by a tick per core. What falls below 0 for that reason counts as 0, so that the sum
+    over many short blocks is too high. Time that a hypervisor gave to other machines counts as
+    busy.
 
     Args:
         proc: where the proc file system is mounted.
@@ -75,13 +80,18 @@ def training_clocks(proc: str = "/proc") -> Iterator[Training]:
         if waited is not None and waited_after is not None:
             training.waiting_seconds = elapsed(waited, waited_after)
         if busy is not None and busy_after is not None:
-            machine = elapsed(busy, busy_after)
-            training.others_cpu_seconds = elapsed(elapsed(own, own_after), machine)
+            machine, process = elapsed(busy, busy_after), elapsed(own, own_after)
+            if machine is not None and process is not None:
+                training.others_cpu_seconds = max(0.0, machine - process)
 
 
-def elapsed(before: float, after: float) -> float:
-    """Return ``after - before``; 0 where a clock stood still, stepped back or gave no number."""
-    return max(0.0, after - before)  # in this order: max(0.0, nan) is 0.0
+def elapsed(before: float, after: float) -> float | None:
+    """Return ``after - before``; None where a clock stepped back or gave no finite number.
+
+    A coarse clock honestly gives 0 for a short block, so that 0 stays.
+    """
+    seconds = after - before
+    return seconds if 0 <= seconds < math.inf else None
 
 
 def run_queue_seconds(proc: str) -> float | None:

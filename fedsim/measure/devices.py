@@ -116,9 +116,11 @@ def modelled(
     """Return what counted work takes on a device.
 
     Every count is divided by its rate and multiplied by its energy, and the parts are added: no
-    overlap of computing and sending, no start-up costs, no waiting. The FLOPs of biases and of
-    the optimiser are elementwise too: two of them, a product and the addition to it, are one
-    multiply-add. (A lone addition thus counts half of what it takes.)
+    overlap of computing and sending, no start-up costs, no waiting. Every elementwise operation
+    pays for the memory that it reads and writes, where a fused kernel pays once, so that ratios
+    between activations come out too large: these are not to be compared by it. The FLOPs of
+    biases and of the optimiser are elementwise too: two of them, a product and the addition to
+    it, are one multiply-add. (A lone addition thus counts half of what it takes.)
 
     Args:
         profile: the device.

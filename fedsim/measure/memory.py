@@ -168,9 +168,7 @@ def peak_memory(
     """
     peak, meter = Peak(), METERS[device]
     with explained(peak):
-        before = (
-            meter.held() if baseline is None else first_held(baseline, device, warm_up=warm_up)
-        )
+        before = meter.held() if baseline is None else first_held(baseline, device, warm_up=warm_up)
         meter.reset()
     try:
         yield peak

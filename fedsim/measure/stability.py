@@ -8,7 +8,6 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from scipy import stats  # type: ignore[import-untyped]
 
 from fedsim import units
+from fedsim.measure.timings import Interval, Machine
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -24,31 +24,6 @@ RESAMPLES = 2000
 LARGEST_DEVIATION = 0.1
 LARGEST_DISTANCE = 0.5
 SHORTEST_BLOCK_SECONDS = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """An estimate and its 95% confidence interval, all in the unit of the figure's name."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What timings depend on. ``pinned`` is the core that the thread was kept on, if it could be.
-
-    ``processor`` is the model's name, ``cores`` how many the process may use, ``torch`` the
-    version, ``threads`` how many torch computed with.
-    """
-
-    processor: str
-    cores: int
-    platform: str
-    torch: str
-    threads: int
-    pinned: int | None
 
 
 def median_interval(values: Sequence[float], rng: np.random.Generator) -> Interval:
@@ -167,16 +142,6 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def unlike(one: Machine, other: Machine) -> list[str]:
-    """List what differs between two machines, as ``name: one -> other``; the core's number may."""
-    before, after = (
-        {f.name: getattr(m, f.name) for f in fields(m)}
-        | {"pinned": "to no core" if m.pinned is None else "to a core"}
-        for m in (one, other)
-    )
-    return [f"{k}: {before[k]} -> {after[k]}" for k in before if before[k] != after[k]]
 
 
 @contextmanager

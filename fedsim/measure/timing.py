@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.errors import EngineError
 from fedsim.measure.profile import profile_steps, training_step
 from fedsim.measure.stability import without_collections
 from fedsim.models import make_activation
@@ -23,6 +24,8 @@ PROFILED_STEPS = 2
 ELEMENTS_SHARE = 0.25
 # No timed block is shorter, whatever the visit's time: clocks and warm-up would weigh in it.
 LEAST_SECONDS = 2e-3
+# So long after its end a visit waits for the CPU clock to show that much.
+PATIENCE_SECONDS = 30.0
 # Batches in the data that steps draw from.
 BATCHES = 16
 # So many evaluations go into one backward pass, unless they hold more elements than that.
@@ -166,13 +169,16 @@ def time_elements(arm: Arm, seconds: float) -> tuple[float, float, int]:
 
     One backward pass goes through all evaluations, as it goes through all layers of a network, so
     that what starting it costs is shared. Freeing what a pass leaves is not timed.
+
+    Raises:
+        EngineError: the CPU clock stands still.
     """
     wanted = [values for _, values in arm.evaluations]
     wanted += [p for module, _ in arm.evaluations for p in module.parameters()]
     incoming = [torch.ones_like(values) for _, values in arm.evaluations]
     forward = backward = 0.0
     passes, end_of_time = 0, time.monotonic() + seconds
-    while min(forward, backward) < LEAST_SECONDS or time.monotonic() < end_of_time:
+    while goes_on(min(forward, backward), end_of_time):
         start = time.thread_time()
         outputs = [module(values) for module, values in arm.evaluations]
         middle = time.thread_time()
@@ -189,13 +195,39 @@ def time_steps(step: Callable[[], object], seconds: float) -> tuple[float, int]:
     """Return the CPU seconds of all the steps that fit into the time, and how many there were.
 
     One more is done first, so that caches hold what steps need.
+
+    Args:
+        seconds: below 0 where the visit is late already.
+
+    Raises:
+        EngineError: the CPU clock stands still.
     """
     step()
     total = 0.0
-    steps, end_of_time = 0, time.monotonic() + seconds
-    while total < LEAST_SECONDS or time.monotonic() < end_of_time:
+    steps, end_of_time = 0, time.monotonic() + max(0.0, seconds)
+    while goes_on(total, end_of_time):
         start = time.thread_time()
         step()
         total += time.thread_time() - start
         steps += 1
     return total, steps
+
+
+def goes_on(cpu_seconds: float, end_of_time: float) -> bool:
+    """Say whether timing is to go on: there is time left, or too little was timed so far.
+
+    Args:
+        cpu_seconds: that were timed so far.
+        end_of_time: on the monotonic clock.
+
+    Raises:
+        EngineError: the CPU clock stands still.
+    """
+    late = time.monotonic() - end_of_time
+    if cpu_seconds < LEAST_SECONDS and late > PATIENCE_SECONDS:
+        raise EngineError(
+            f"this machine's CPU clock stands still: time.thread_time shows {cpu_seconds} s of "
+            f"work, {late:.0f} s after a measurement should have ended; measure on a machine "
+            "whose clock runs"
+        )
+    return late < 0 or cpu_seconds < LEAST_SECONDS

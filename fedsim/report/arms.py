@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsim.errors import DataError
 from fedsim.ledger.files import CALIBRATION
 from fedsim.ledger.read import Run, load
 from fedsim.measure.convergence import (
@@ -21,7 +19,9 @@ from fedsim.measure.convergence import (
     cost_to_target,
     final_accuracy,
 )
-from fedsim.records import Kind
+from fedsim.measure.timings import Calibration, Timing, read_calibration
+from fedsim.records import ClientRow, Kind, RoundRow
+from fedsim.records import figures as columns
 from fedsim.report.summary import curve, local_accuracy, total
 
 if TYPE_CHECKING:
@@ -58,9 +58,6 @@ COSTS: dict[str, Kind] = {
     "wall_seconds": "measured",
 }
 
-CALIBRATION_FORMAT = 1
-TIMINGS = ("forward_ns", "backward_ns", "share_of_step")
-
 # What is shown of the timings, and what that sums up.
 TIMED = {"ns_per_element": ("forward_ns", "backward_ns"), "share_of_step": ("share_of_step",)}
 
@@ -89,27 +86,6 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A measured estimate, and the 95% confidence interval around it."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """What a study's ``calibration.json`` says; ``unstable`` is why not to trust it.
-
-    By activation as the experiment writes it: ``forward_ns`` and ``backward_ns`` an element, and
-    ``share_of_step``, the activation's share of a training step's time, in [0, 1].
-    """
-
-    unstable: tuple[str, ...]
-    activations: Mapping[str, Mapping[str, Interval]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Arm:
     """One arm of a study: its figures over seeds, and its activation's timings if there are any.
 
@@ -118,13 +94,20 @@ class Arm:
 
     label: str
     figures: Mapping[str, Spread]
-    timings: Mapping[str, Interval] | None = None
+    timings: Timing | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether there are seeds, and not one of them completed its run."""
+        accuracy = self.spread("test_accuracy")
+        return bool(accuracy.values) and not accuracy.reached
 
     def spread(self, figure: str) -> Spread:
         """Return one figure, or the estimate of a timing; no values where the arm has none."""
         if figure not in TIMED or not self.timings:
             return self.figures.get(figure, Spread())
-        return Spread(values=(sum(self.timings[part].estimate for part in TIMED[figure]),))
+        parts = (getattr(self.timings, part).estimate for part in TIMED[figure])
+        return Spread(values=(sum(parts),))
 
     def as_json(self) -> dict[str, Any]:
         """Return the arm as JSON values: each figure's kind, mean, deviation and raw values."""
@@ -137,11 +120,14 @@ class Arm:
             }
             for name, spread in self.figures.items()
         }
-        timings = {
-            name: {"kind": "measured", **asdict(timing)}
-            for name, timing in (self.timings or {}).items()
-        }
-        return {"arm": self.label, **figures, "calibration": timings or None}
+        timings = timings_as_json(self.timings) if self.timings else None
+        return {"arm": self.label, **figures, "calibration": timings}
+
+
+def timings_as_json(timings: Timing) -> dict[str, Any]:
+    """Return an activation's timings as JSON values, each with its kind; None where not timed."""
+    found = ((field.name, getattr(timings, field.name)) for field in fields(timings))
+    return {name: t and {"kind": "measured", **asdict(t)} for name, t in found}
 
 
 def to_target(cost: str, target: float) -> str:
@@ -157,19 +143,29 @@ def kind_of(figure: str) -> Kind:
     return COSTS[cost] if to else FIGURES[figure]
 
 
+def kinds_of(summary: Mapping[str, object]) -> dict[str, Kind]:
+    """Return which figures of a run's summary are counted, measured or modelled."""
+    rows = {**columns(ClientRow), **columns(RoundRow)}
+    known: dict[str, Kind] = {name: column.metadata["kind"] for name, column in rows.items()}
+    known |= {**COSTS, **FIGURES, "clients_trained": "counted", "clients_failed": "counted"}
+    return {name: known[name] for name in summary if name in known}
+
+
 def summarise_arm(
     label: str,
-    runs: Sequence[Path],
+    runs: Sequence[Path | None],
     targets: Sequence[float],
-    timings: Mapping[str, Interval] | None = None,
+    timings: Timing | None = None,
 ) -> Arm:
-    """Read the completed runs of one arm, one for each seed.
+    """Read the completed runs of one arm, one for each seed; None stands for one that failed.
 
-    A figure that one of the runs does not have (its level did not ask for it, or an older fedsim
-    wrote it) has no values at all.
+    A seed that failed counts as one that did not get there, in every figure: the others' mean
+    would be that of the lucky ones. A figure that one of the runs does not have (its level did not
+    ask for it, or an older fedsim wrote it) has no values at all.
     """
-    found = [figures_of(load(path), targets) for path in runs]
     names = [*FIGURES, *(to_target(cost, target) for cost in COSTS for target in targets)]
+    failed: dict[str, float | None] = dict.fromkeys(names)
+    found = [failed if path is None else figures_of(load(path), targets) for path in runs]
     spreads = {name: tuple(figures[name] for figures in found) for name in names}
     complete = {
         name: not any(value is not None and math.isnan(value) for value in values)
@@ -248,43 +244,29 @@ def hidden(run: Run, column: str) -> float | None:
     return mean(after[column][after["round"] == after["round"].max()])
 
 
-def read_calibration(directory: Path) -> Calibration | None:
-    """Read how fast the activations are on the study's machine; None if nobody measured it.
+def calibration_in(directory: Path) -> Calibration | None:
+    """Read what a study's or a run's activations take; None if nobody measured it.
 
     Raises:
         DataError: the file is damaged, or of another format.
     """
     path = directory / CALIBRATION
-    if not path.is_file():
-        return None
-    try:
-        document = json.loads(path.read_bytes())
-        if document["format"] != CALIBRATION_FORMAT:
-            raise ValueError(f"format {document['format']!r} is not {CALIBRATION_FORMAT}")
-        if not isinstance(document["unstable"], list):
-            raise TypeError(f"unstable = {document['unstable']!r} is no list")
-        return Calibration(
-            unstable=tuple(str(reason) for reason in document["unstable"]),
-            activations={
-                activation: {name: interval(timing[name]) for name in TIMINGS}
-                for activation, timing in document["activations"].items()
-            },
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path}: no calibration that can be read ({type(error).__name__}: {error}); "
-            "remove the file to have it measured again"
-        ) from error
+    return read_calibration(path) if path.is_file() else None
 
 
-def interval(raw: Mapping[str, Any]) -> Interval:
-    """Check one timing.
+def timed_elsewhere(calibration: Calibration, runs: Sequence[Path]) -> list[str]:
+    """List in what a calibration's machine is unlike those of some runs, ``name: here -> there``.
 
-    Raises:
-        KeyError, TypeError, ValueError: it is none.
+    A run that was gone on with on another machine is of both.
     """
-    values = {name: raw[name] for name in ("estimate", "low", "high")}
-    for name, value in values.items():
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise ValueError(f"{name} = {value!r} is no number")
-    return Interval(**values)
+    machine = calibration.machine
+    mine = {"processor": machine.processor, "platform": machine.platform}
+    found: dict[str, None] = {}
+    for path in runs:
+        manifest = load(path).manifest
+        for name, timed in mine.items():
+            later = (changed.get(name) for changed in manifest.changed.values())
+            for ran in (getattr(manifest, name), *(value for value in later if value)):
+                if ran != timed:
+                    found[f"{name}: {timed} -> {ran}"] = None
+    return list(found)

@@ -31,7 +31,8 @@ def run_summary(path: Path) -> dict[str, Any]:
       the last round that looked).
     - Measured: ``cpu_seconds`` (local training alone, summed over clients), ``wall_seconds`` (the
       whole run), ``package_joules`` (the whole processor, during the rounds).
-    - Modelled: ``modelled_seconds`` and ``modelled_joules``, summed over clients.
+    - Modelled: ``modelled_seconds`` and ``modelled_joules``, summed over the clients that
+      answered, round by round: what the others did is not known.
 
     A sum over rounds of which one has no figure is None, since the others' sum is no total.
     """
@@ -126,8 +127,10 @@ def details(summary: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
     yield "client updates", f"{summary['clients_trained']} used, {summary['clients_failed']} not"
     for way in ("uplink", "downlink"):
         sent, dense = shown(f"{way}_bytes", size), shown(f"{way}_dense_bytes", size)
-        yield way, f"{sent} (counted, serialised; dense {dense})"
-    yield "training", f"{shown('train_flops', units.flops)} (counted, matrix products)"
+        if {sent, dense} != {units.MISSING}:
+            yield way, f"{sent} (counted, serialised; dense {dense})"
+    if summary["train_flops"] is not None:
+        yield "training", f"{shown('train_flops', units.flops)} (counted, matrix products)"
     yield "client CPU", f"{shown('cpu_seconds', seconds)} (measured, training alone)"
     yield "wall time", f"{shown('wall_seconds', seconds)} (measured)"
     if summary["package_joules"] is not None:

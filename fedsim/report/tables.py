@@ -11,7 +11,8 @@ from rich.table import Table
 
 from fedsim import units
 from fedsim.ledger.read import RunSummary
-from fedsim.report.arms import Arm, Spread, kind_of, to_target
+from fedsim.measure.timings import Interval
+from fedsim.report.arms import TIMED, Arm, Spread, kind_of, to_target
 
 # A column of figures: its title, the figure of an arm, and how that is printed.
 Column = tuple[str, str, Callable[[float], str]]
@@ -103,8 +104,9 @@ def bill_legend(arms: Sequence[Arm], target: float | None) -> list[str]:
 
 
 def filled_columns(arms: Sequence[Arm], target: float | None) -> list[Column]:
-    """Return the columns of the bill that somebody asked for."""
-    return [c for c in bill_columns(target) if any(arm.spread(c[1]).values for arm in arms)]
+    """Return the columns of the bill that somebody asked for; a failed arm cannot say."""
+    ran = [arm for arm in arms if not arm.failed]
+    return [c for c in bill_columns(target) if any(arm.spread(c[1]).values for arm in ran)]
 
 
 def bill_columns(target: float | None) -> list[Column]:
@@ -135,10 +137,15 @@ def figures_table(axis: str, arms: Sequence[Arm], columns: Sequence[Column]) -> 
     titles = [title for title, _, _ in columns]
     table = plain_table(axis, *titles, right=titles)
     for arm in arms:
-        table.add_row(
-            arm.label, *(with_spread(arm.spread(figure), unit) for _, figure, unit in columns)
-        )
+        table.add_row(arm.label, *(cell(arm, figure, unit) for _, figure, unit in columns))
     return table
+
+
+def cell(arm: Arm, figure: str, unit: Callable[[float], str]) -> str:
+    """Print a figure of an arm; an arm of which no run is complete has its timings alone."""
+    if arm.failed and figure not in TIMED:
+        return "failed"
+    return with_spread(arm.spread(figure), unit)
 
 
 def dense_line(arms: Sequence[Arm]) -> str | None:
@@ -175,5 +182,10 @@ def with_spread(spread: Spread, unit: Callable[[float], str]) -> str:
 
 
 def reached_text(reached: int, seeds: int) -> str:
-    """Say in how many seeds a target was reached."""
+    """Say in how many seeds a target was reached, or the run completed."""
     return f"{reached} of {seeds} seeds" if seeds > 1 else "not reached"
+
+
+def with_interval(figure: Interval, unit: Callable[[float], str]) -> str:
+    """Print estimate [low, high]."""
+    return f"{unit(figure.estimate)} [{unit(figure.low)}, {unit(figure.high)}]"

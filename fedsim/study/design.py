@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 from fedsim import config
 from fedsim.config import (
-    EXECUTION_TABLES,
     Experiment,
     Vocabulary,
+    changes_result,
     fields_by_key,
     flatten,
     nearest_key,
@@ -125,7 +125,7 @@ def read_axes(raw: object, problems: list[str]) -> dict[str, list[Any]]:
             problems.append(f"axes.{key}: unknown key; {nearest_key(key)}")
         elif key == "experiment.seed":
             problems.append("axes.experiment.seed: seeds are no axis; use seeds = [...]")
-        elif key.partition(".")[0] in EXECUTION_TABLES:
+        elif not changes_result(key):
             problems.append(f"axes.{key}: changes no result, so it is no axis; use -s {key}=...")
         if not isinstance(values, list) or not values:
             problems.append(f"axes.{key} = {values!r}: must be a list of values")
