@@ -12,6 +12,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY fedsim fedsim
 COPY clients clients
 COPY server server
+COPY configs configs
 COPY LICENSE wheels* /wheels/
 RUN /venv/bin/pip install --no-cache-dir --find-links /wheels -c constraints.txt .
 
