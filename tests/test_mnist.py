@@ -31,4 +31,4 @@ def test_the_2nn_learns_mnist(partition, least_accuracy, run_inline, tmp_path):
     assert set(run.clients.examples) == {600}
     assert set(run.clients.steps) == {60}
     assert set(run.clients.dense_bytes) == {4 * 199_210}
-    assert list(run.rounds.uplink_bytes) == [10 * 4 * 199_210] * 3
+    assert list(run.rounds.uplink_dense_bytes) == [10 * 4 * 199_210] * 3
