@@ -248,6 +248,10 @@ def read(
         ConfigError: with every problem found, a line each.
     """
     flat = dict(base or {}) if path is None else flatten(read_toml(path))
+    if path is not None and "base" in flat:
+        raise ConfigError(
+            [f"{path}: is a study, as it has a base; run it with: fedsim study {path}"]
+        )
     problems: list[str] = []
     for text in overrides:
         key, equals, value = text.partition("=")

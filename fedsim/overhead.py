@@ -104,7 +104,7 @@ def measure_overhead(
     Args:
         experiment: complete and checked; its level and its directory are not used.
         rounds: that are timed in each run, at least 1; one more comes first.
-        repeats: at least 2.
+        repeats: at least 5, for intervals.
         bounds: what a level's price may be, by level; ``BOUNDS`` for the 2NN.
         progress: called before every run with the runs done, the runs in all, and the seconds
             left, about: None before the first.
@@ -115,7 +115,7 @@ def measure_overhead(
     """
     if problems := [
         f"{name} = {value}: must be at least {least}"
-        for name, value, least in (("rounds", rounds, 1), ("repeats", repeats, 2))
+        for name, value, least in (("rounds", rounds, 1), ("repeats", repeats, 5))
         if value < least
     ]:
         raise ConfigError(problems)

@@ -34,7 +34,6 @@ def prepare(experiment: Experiment) -> Experiment:
         ConfigError: the model does not fit the data, or a device or its profile is not there.
     """
     from fedsim import parts
-    from fedsim.measure.devices import load_profile
 
     clients = len(parts.partition(experiment))
     cohort = experiment.server.clients_per_round
@@ -47,10 +46,21 @@ def prepare(experiment: Experiment) -> Experiment:
         )
     parts.initial_model(experiment)
     check_device(experiment.engine.device)
-    if experiment.measure.device:
-        load_profile(experiment.measure.device)
+    check_profile(experiment.measure.device)
     table = dataclasses.replace(experiment.data, clients=clients)
     return dataclasses.replace(experiment, data=table)
+
+
+def check_profile(device: str) -> None:
+    """Refuse a device profile that is not there, or wrong."""
+    from fedsim.measure.devices import load_profile
+
+    try:
+        if device:
+            load_profile(device)
+    except ConfigError as error:
+        lines = [f"measure.device = {device!r}: {line}" for line in error.problems]
+        raise ConfigError(lines) from error
 
 
 def check_device(device: str) -> None:

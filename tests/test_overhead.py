@@ -17,7 +17,7 @@ from fedsim.overhead import BOUNDS, LEVELS, LevelCost, Timed, level_cost, measur
 from fedsim.randomness import stream
 
 CLI = Callable[..., Any]
-SHORT = ("--rounds", "1", "--repeats", "2")
+SHORT = ("--rounds", "1", "--repeats", "5")
 
 
 @pytest.fixture
@@ -87,13 +87,13 @@ def test_the_prices_as_a_table(cli: CLI, tiny: tuple[str, ...]) -> None:
         else:
             assert re.fullmatch(interval.format("%"), price)
             assert re.fullmatch(r"[\d.]+%", share)
-    assert "medians of 2 runs of 1 rounds" in answer.out
+    assert "medians of 5 runs of 1 rounds" in answer.out
     assert lines[-1] == "the model's bits are the same at every level"
     first, *others = answer.err.splitlines()
-    assert first == "run 1/6"
+    assert first == "run 1/15"
     for number, line in enumerate(others, 2):
-        assert re.fullmatch(rf"run {number}/6, about [\d.]+ m?s left", line)
-    assert len(others) == 5
+        assert re.fullmatch(rf"run {number}/15, about [\d.]+ m?s left", line)
+    assert len(others) == 14
 
 
 def test_the_prices_as_json(cli: CLI, tiny: tuple[str, ...]) -> None:
@@ -101,7 +101,7 @@ def test_the_prices_as_json(cli: CLI, tiny: tuple[str, ...]) -> None:
     assert (answer.code, answer.err) == (0, "")
     document = answer.json
     assert {name: document[name] for name in ("kind", "rounds", "repeats", "same_model")} == {
-        **{"kind": "measured", "rounds": 1, "repeats": 2, "same_model": True}
+        **{"kind": "measured", "rounds": 1, "repeats": 5, "same_model": True}
     }
     assert [level["level"] for level in document["levels"]] == list(LEVELS)
     for level in document["levels"]:
@@ -149,10 +149,10 @@ def test_a_measurement_that_changes_the_model_is_a_failure(
     ("arguments", "lines"),
     [
         (("--rounds", "0"), ["rounds = 0: must be at least 1"]),
-        (("--repeats", "1"), ["repeats = 1: must be at least 2"]),
+        (("--repeats", "1"), ["repeats = 1: must be at least 5"]),
         (
             ("--rounds", "-1", "--repeats", "0"),
-            ["rounds = -1: must be at least 1", "repeats = 0: must be at least 2"],
+            ["rounds = -1: must be at least 1", "repeats = 0: must be at least 5"],
         ),
     ],
 )
@@ -186,15 +186,15 @@ def test_the_levels_take_turns_on_one_engine(
     found = measure_overhead(
         experiment,
         rounds=2,
-        repeats=3,
+        repeats=5,
         bounds={"full": 0.5},
         progress=lambda done, runs, left: told.append((done, runs, left is None)),
     )
     assert len(opened) == 1
     assert {rounds for _, rounds in ran} == {3}  # one more comes first
     levels = [level for level, _ in ran]
-    assert [sorted(levels[i : i + 3]) for i in (0, 3, 6)] == [sorted(LEVELS)] * 3
-    assert told == [(done, 9, done == 0) for done in range(9)]
+    assert [sorted(levels[i : i + 3]) for i in range(0, 15, 3)] == [sorted(LEVELS)] * 5
+    assert told == [(done, 15, done == 0) for done in range(15)]
     assert [level.bound for level in found.levels] == [None, None, 0.5]
     with pytest.raises(ConfigError):
         measure_overhead(experiment, rounds=1, repeats=1, bounds={})

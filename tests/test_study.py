@@ -626,3 +626,25 @@ def test_the_study_of_the_panel_is_on_known_activations_but_the_control() -> Non
         e = cell.experiment
         assert (e.data.dataset, e.model.name, e.experiment.rounds) == ("mnist", "mlp", 40)
         assert (e.measure.level, e.measure.full_every, e.measure.calibrate) == ("light", 10, True)
+
+
+def test_experiments_and_studies_are_not_mixed_up(cli, tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("experiment.rounds = 1\n")
+    (tmp_path / "study.toml").write_text('base = "base.toml"\n')
+    one = cli("run", "study.toml")
+    assert (one.code, one.err) == (
+        2,
+        "error: study.toml: has a base, so it is a study; use: fedsim study study.toml\n",
+    )
+    other = cli("study", "base.toml")
+    assert (other.code, other.err) == (
+        2,
+        "error: base.toml: is an experiment; use: fedsim run base.toml\n",
+    )
+
+
+def test_an_unknown_device_names_its_key(cli, tiny: tuple[str, ...]) -> None:
+    answer = cli("run", *tiny, "-s", "measure.device=fone")
+    assert answer.code == 2
+    assert answer.err.startswith("error: measure.device = 'fone': ")
+    assert "phone" in answer.err

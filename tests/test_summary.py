@@ -14,6 +14,7 @@ ALWAYS: dict[str, Any] = {
     **{"test_accuracy": 0.5, "best_accuracy": 0.5, "area_under_curve": 0.5, "test_loss": 1.0},
     **{"local_accuracy": None, "clients_trained": 4, "clients_failed": 0},
     **{"cpu_seconds": 1.5, "wall_seconds": 2.5, "model_sha256": "abc"},
+    **{"device": "phone", "blanks": {}},
 }
 # What nobody asked for at level off.
 LATER = (
@@ -41,7 +42,8 @@ def test_at_level_off() -> None:
         ({"downlink_bytes": 5}, "downlink"),
         ({"train_flops": 0}, "training"),
         ({"package_joules": 3.0}, "energy"),
-        ({"modelled_seconds": 3.0, "modelled_joules": 2.0}, "on the device"),
+        ({"modelled_seconds": 3.0, "modelled_joules": 2.0}, "on phone"),
+        ({"blanks": {"package_joules": "no counter"}}, "blank"),
     ],
 )
 def test_what_was_asked_for_has_a_line(figures: dict[str, Any], line: str) -> None:

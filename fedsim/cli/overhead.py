@@ -102,7 +102,8 @@ def show(found: Overhead) -> None:
     same = "are the same" if found.same_model else "DIFFER"
     typer.echo(
         f"all measured: medians of {found.repeats} runs of {found.rounds} rounds [95% interval]; "
-        "price: over level off;\n"
+        "within: by the estimate;\n"
+        "price: over level off of the same repeat, so it need not be the ratio of the medians;\n"
         "clients' measuring: their time in it over their time in the training\n"
         f"the model's bits {same} at every level"
     )

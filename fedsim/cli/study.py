@@ -84,11 +84,13 @@ def run_study(plan: Study, directory: Path, *, quiet: bool) -> tuple[list[CellRe
     done = [cell for cell in plan.cells if is_complete(cell, directory)]
     with ExitStack() as stack:
         executor: Any = None
-        if len(done) < len(plan.cells):
+        known = directory / CALIBRATION
+        if len(done) < len(plan.cells) or not known.is_file():
             experiments = [cell.experiment for cell in plan.cells]
-            if timed := calibration_of(experiments, directory / CALIBRATION, quiet=quiet):
+            if timed := calibration_of(experiments, known, quiet=quiet):
                 directory.mkdir(parents=True, exist_ok=True)
-                write_atomically(directory / CALIBRATION, timed)
+                write_atomically(known, timed)
+        if len(done) < len(plan.cells):
             engine = plan.cells[0].experiment.engine.name
             say(f"{plan.name}: {len(plan.cells)} runs, starting the {engine} engine", quiet=quiet)
             executor = open_engine(plan.cells[0].experiment)

@@ -31,13 +31,13 @@ def run_summary(path: Path) -> dict[str, Any]:
       the last round that looked).
     - Measured: ``cpu_seconds`` (local training alone, summed over clients), ``wall_seconds`` (the
       whole run), ``package_joules`` (the whole processor, during the rounds).
-    - Modelled: ``modelled_seconds`` and ``modelled_joules``, summed over the clients that
-      answered, round by round: what the others did is not known.
+    - Modelled: ``modelled_seconds`` and ``modelled_joules``, summed over the clients whose update
+      was used: what the others did is not known.
 
     A sum over rounds of which one has no figure is None, since the others' sum is no total.
     """
     run = load(path)
-    rounds, clients = run.rounds, run.clients
+    rounds, used = run.rounds, run.clients[run.clients.status == "ok"]
     evaluated, accuracy = curve(run)
     losses = [float(value) for value in rounds.test_loss[rounds.test_accuracy.notna()]]
     return {
@@ -62,8 +62,10 @@ def run_summary(path: Path) -> dict[str, Any]:
         "wall_seconds": run.manifest.wall_seconds,
         # No round was ever free of charge: a sum of 0 is one over no rounds.
         "package_joules": total(rounds.package_joules) or None,
-        "modelled_seconds": total(clients.modelled_seconds.dropna()) or None,
-        "modelled_joules": total(clients.modelled_joules.dropna()) or None,
+        "device": run.config.get("measure", {}).get("device") or None,
+        "modelled_seconds": total(used.modelled_seconds) or None,
+        "modelled_joules": total(used.modelled_joules) or None,
+        "blanks": run.manifest.blanks,
         "model_sha256": run.manifest.model_sha256,
     }
 
@@ -91,7 +93,12 @@ def local_accuracy(run: Run) -> dict[str, float | None] | None:
     if not values:
         return None
     mean = math.fsum(values) / len(values)
-    return {"mean": mean, "worst_decile": worst_decile(values), "gini": gini(values)}
+    return {
+        "round": int(looked["round"].max()),
+        "mean": mean,
+        "worst_decile": worst_decile(values),
+        "gini": gini(values),
+    }
 
 
 def clients_failed(run: Run) -> int:
@@ -122,7 +129,8 @@ def details(summary: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
     yield "test loss", f"{shown('test_loss')} (counted)"
     if local:
         spread = f"worst tenth of the clients {percent(local['worst_decile'])}"
-        text = f"{percent(local['mean'])} (counted; {spread}, Gini {units.number(local['gini'])})"
+        even = f"Gini {units.number(local['gini'])}"
+        text = f"{percent(local['mean'])} (counted, in round {local['round']}; {spread}, {even})"
         yield "local accuracy", text
     yield "client updates", f"{summary['clients_trained']} used, {summary['clients_failed']} not"
     for way in ("uplink", "downlink"):
@@ -137,6 +145,8 @@ def details(summary: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
         yield "energy", f"{shown('package_joules', joules)} (measured, whole processor)"
     if summary["modelled_seconds"] is not None:
         modelled = shown("modelled_seconds", seconds), shown("modelled_joules", joules)
-        yield "on the device", f"{', '.join(modelled)} (modelled, summed over clients)"
+        yield f"on {summary['device']}", f"{', '.join(modelled)} (modelled, summed over clients)"
+    for figure, reason in summary["blanks"].items():
+        yield "blank", f"{figure}: {reason}"
     yield "model sha256", summary["model_sha256"] or units.MISSING
     yield "run", summary["run"]

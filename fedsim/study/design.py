@@ -71,6 +71,8 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
         ConfigError: with every problem found in the file and in any cell, a line each.
     """
     raw = config.read_toml(path)
+    if "base" not in raw and set(raw) & set(config.TABLES):
+        raise ConfigError([f"{path}: is an experiment; use: fedsim run {path}"])
     problems = [f"{key}: unknown key; {nearest(key, KEYS)}" for key in raw if key not in KEYS]
     axes = read_axes(raw.get("axes", {}), problems)
     seeds = read_seeds(raw.get("seeds", DEFAULT_SEEDS), problems)
