@@ -249,9 +249,7 @@ def read(
     """
     flat = dict(base or {}) if path is None else flatten(read_toml(path))
     if path is not None and "base" in flat:
-        raise ConfigError(
-            [f"{path}: is a study, as it has a base; run it with: fedsim study {path}"]
-        )
+        raise ConfigError([f"{path}: has a base, so it is a study; use: fedsim study {path}"])
     problems: list[str] = []
     for text in overrides:
         key, equals, value = text.partition("=")
