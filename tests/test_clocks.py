@@ -6,6 +6,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,14 +65,21 @@ def test_work_takes_more_cpu_time_than_sleep() -> None:
     assert sleeping.wall_seconds > sleeping.cpu_seconds
 
 
-def test_work_of_other_threads_is_not_counted() -> None:
-    with spent() as own:
-        busy()
-    with spent() as helped:
-        helper = threading.Thread(target=busy)
+def test_work_of_other_threads_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread has a clock of its own here, and the process the sum of them."""
+    worked: Counter[int] = Counter()
+
+    def work(seconds: int) -> None:
+        worked[threading.get_ident()] += seconds
+
+    monkeypatch.setattr(time, "thread_time", lambda: float(worked[threading.get_ident()]))
+    monkeypatch.setattr(time, "process_time", lambda: float(worked.total()))
+    with spent() as seconds:
+        helper = threading.Thread(target=work, args=(5,))
         helper.start()
         helper.join()
-    assert helped.cpu_seconds < own.cpu_seconds
+        work(2)
+    assert seconds.cpu_seconds == 2.0
 
 
 @pytest.mark.parametrize("clock", [spent, training_clocks])

@@ -49,14 +49,14 @@ class ForeignGrid(Grid):
         self.looks = 0
 
     def set_run(self, run: FlowerRun) -> None:
-        raise NotImplementedError
+        raise AssertionError("the run is Flower's own; nobody sets another")
 
     @property
     def run(self) -> FlowerRun:
         return FlowerRun.create_empty(1)
 
     def create_message(self, *arguments: Any, **settings: Any) -> Message:
-        raise NotImplementedError
+        raise AssertionError("messages are made by Message(...), not by Flower's older way")
 
     def get_node_ids(self) -> Iterable[int]:
         self.looks += 1
