@@ -16,6 +16,7 @@ from fedsim.config import Experiment
 from fedsim.engine.apps import assume_identity
 from fedsim.errors import ConfigError
 from fedsim.federation.billing import crossed, pulled
+from fedsim.federation.replies import Rejected
 from fedsim.federation.transport import moved
 from fedsim.ledger.read import Run
 from fedsim.measure.payload import difference
@@ -206,6 +207,13 @@ def test_arrays_that_are_no_floats_travel_as_they_are() -> None:
     for name, array in after.items():
         np.testing.assert_array_equal(restored[name], array)
         assert restored[name].dtype == array.dtype
+
+
+def test_an_update_that_overflows_the_model_is_rejected_alone() -> None:
+    """Else one client's finite update would make the round's model infinite."""
+    model = {"w": np.full(2, 3e38, np.float32)}
+    with pytest.raises(Rejected, match="w overflows where the update is added to the model"):
+        moved(model, model)
 
 
 def test_a_lossless_coder_shortens_the_model_s_way_down_too(

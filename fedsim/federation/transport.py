@@ -68,15 +68,28 @@ class Transport:
             if self.update.codec != "none":
                 return moved(like, decoded)
             model = decoded
-        return model if received is like else moved(like, difference(model, received))
+        if received is like:
+            return model
+        with np.errstate(over="ignore", invalid="ignore"):
+            change = difference(model, received)
+        return moved(like, change)
 
 
 def moved(model: Arrays, update: Arrays) -> dict[str, np.ndarray]:
-    """Return model + update; what is no floating-point array is the update's."""
-    return {
-        name: value + update[name] if value.dtype.kind == "f" else update[name]
-        for name, value in model.items()
-    }
+    """Return model + update; what is no floating-point array is the update's.
+
+    Raises:
+        Rejected: each is finite and their sum is not.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below
+        sums = {
+            name: value + update[name] if value.dtype.kind == "f" else update[name]
+            for name, value in model.items()
+        }
+    for name, array in sums.items():
+        if not np.isfinite(array).all():
+            raise Rejected(f"{name} overflows where the update is added to the model")
+    return sums
 
 
 def read_payload(content: RecordDict, like: Arrays) -> dict[str, np.ndarray]:
