@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## compare five activations on fifty clients (about a minute)
+demo: $(READY)  ## compare five activations on fifty clients (two minutes, installation included)
 	$(BIN)/fedsim study configs/activations.toml
 
 test: $(READY)  ## run every test, those with Ray, Flower's runtime and installation too
