@@ -1,0 +1,71 @@
+"""Local training of many clients in one call: what every way of doing it takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What local training is told and no round changes; see :func:`train_locally`."""
+
+    epochs: int
+    steps: int
+    batch_size: int
+    momentum: float
+    weight_decay: float
+    clip_norm: float
+    proximal_mu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortResult:
+    """What training did to each client, in the order in which they were given.
+
+    Attributes:
+        arrays: by name in the model's order, (clients, \\*shape), each client's model afterwards.
+        examples: (clients,), int64, that the client holds.
+        steps: (clients,), int64, optimiser steps taken.
+        loss_first_step, loss_last_step: (clients,), float64, as in ``LocalResult``.
+    """
+
+    arrays: dict[str, np.ndarray]
+    examples: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.int64]
+    loss_first_step: npt.NDArray[np.float64]
+    loss_last_step: npt.NDArray[np.float64]
+
+
+class CohortTrainer(Protocol):
+    """One model, one recipe, one dataset in memory; trains clients by the indices they hold."""
+
+    def train(
+        self,
+        arrays: Arrays,
+        clients: Sequence[npt.NDArray[np.int64]],
+        *,
+        learning_rate: float,
+        rngs: Sequence[np.random.Generator],
+        corrections: Sequence[Arrays] | None = None,
+    ) -> CohortResult:
+        """Train each client from the same model.
+
+        A client's result does not depend on the others in the call, nor on its place among them.
+
+        Args:
+            arrays: the model that all start from, by name: parameters and buffers.
+            clients: for each, the indices of its examples in the dataset; at least one each.
+            learning_rate: of this round.
+            rngs: for each client, the generator that orders its examples.
+            corrections: for each client, what is added to every gradient, by parameter (SCAFFOLD).
+
+        Raises:
+            ValueError: a client holds no examples.
+        """
