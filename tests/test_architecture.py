@@ -15,7 +15,7 @@ FILES = sorted(
 )
 LIBRARY = [path for path in FILES if path.is_relative_to(ROOT / "fedsim")]
 
-FOUNDATIONS = {"config", "conflicts", "errors", "units", "randomness", "records"}
+FOUNDATIONS = {"config", "conflicts", "errors", "units", "randomness", "records", "table"}
 
 # What each part of fedsim may import of fedsim, besides itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # Compositions: from an experiment to parts, to a directory, to a finished run.
     "vocabulary": {*FOUNDATIONS, "codecs", "data", "models", "federation"},
-    "parts": {*FOUNDATIONS, "data", "models"},
+    "parts": {*FOUNDATIONS, "data", "models", "training"},
     "runs": {*FOUNDATIONS, "ledger"},
     "simulation": {*FOUNDATIONS, "engine", "measure", "parts"},
     # What an experiment costs: counted, timed on this machine, and the price of measuring.

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedsim.ledger.formats import FORMAT_VERSION, stored_name
 from fedsim.records import ClientRow, LayerRow, RoundRow
+from fedsim.table import ClientTable
 
 SQL_TYPES: dict[type, str] = {int: "INTEGER", float: "REAL", str: "TEXT"}
 PANDAS_TYPES: dict[type, str] = {int: "int64", float: "float64", str: "string"}
@@ -90,6 +91,9 @@ class Table(Generic[Row]):
 
         SQLite makes NULL of NaN.
         """
+        if isinstance(rows, ClientTable):
+            yield from rows.tuples(self._names)
+            return
         for row in rows:
             values = self._read(row)
             plain = STORED_AS_THEY_ARE.issuperset(map(type, values))

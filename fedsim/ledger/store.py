@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -19,9 +19,36 @@ from fedsim.ledger.lock import RunLock
 from fedsim.ledger.manifest import utc_now, write_manifest
 from fedsim.ledger.schema import CLIENTS, LAYERS, ROUNDS
 from fedsim.records import ClientRow, LayerRow, Manifest, RoundRow
+from fedsim.table import column
 
 # Two, so that a reader who was just told the name of the newest still finds it a round later.
 CHECKPOINTS_KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A round as it is stored.
+
+    Attributes:
+        round: its number follows the last one's.
+        clients: of this round, the failed ones too; a table or rows.
+        layers: of this round.
+        arrays: the global model after the round.
+        state: the strategy's own arrays after the round, such as a momentum.
+        client_states: new states of the clients that changed theirs; others keep what is stored.
+    """
+
+    round: RoundRow
+    clients: Sequence[ClientRow]
+    layers: Sequence[LayerRow]
+    arrays: Arrays
+    state: Arrays
+    client_states: Mapping[int, Arrays]
+
+    @property
+    def number(self) -> int:
+        """The round's."""
+        return int(self.round.round)
 
 
 class Ledger:
@@ -91,31 +118,42 @@ class Ledger:
         state: Arrays,
         client_states: Mapping[int, Arrays],
     ) -> None:
-        """Store a round, all of it or nothing.
-
-        Args:
-            round: its number follows the last one's.
-            clients: of this round, the failed ones too.
-            layers: of this round.
-            arrays: the global model after the round.
-            state: the strategy's own arrays after the round, such as a momentum.
-            client_states: new states of the clients that changed theirs; others keep what is
-                stored.
+        """Store a round, all of it or nothing; see :class:`Entry` for the arguments.
 
         Raises:
             LedgerError: it could not be stored; the message says why and what is intact.
         """
-        number = int(round.round)
-        self._check_order(number, clients, layers)
+        entry = Entry(
+            round=round,
+            clients=clients,
+            layers=layers,
+            arrays=arrays,
+            state=state,
+            client_states=client_states,
+        )
+        self.append_all([entry])
+
+    def append_all(self, entries: Sequence[Entry]) -> None:
+        """Store rounds in one transaction, with the checkpoint of the last: all or nothing.
+
+        Raises:
+            LedgerError: they could not be stored; the message says why and what is intact.
+        """
+        before = self.last_round
+        for entry in entries:
+            self._check_order(entry.number, entry.clients, entry.layers, after=before)
+            before = entry.number
+        last = entries[-1]
         try:
-            file, sha256 = checkpoints.write(self.directory, number, arrays, state)
+            file, sha256 = checkpoints.write(
+                self.directory, last.number, last.arrays, last.state
+            )
             with database.transaction(self._db, self._path):
-                self._db.executemany(ROUNDS.insert, ROUNDS.values([round]))
-                self._db.executemany(CLIENTS.insert, CLIENTS.values(clients))
-                self._db.executemany(LAYERS.insert, LAYERS.values(layers))
-                states = ((int(c), checkpoints.pack(s)) for c, s in client_states.items())
-                self._db.executemany("INSERT OR REPLACE INTO client_states VALUES (?, ?)", states)
-                self._db.execute("INSERT INTO checkpoints VALUES (?, ?, ?)", (number, file, sha256))
+                for entry in entries:
+                    self._insert(entry)
+                self._db.execute(
+                    "INSERT INTO checkpoints VALUES (?, ?, ?)", (last.number, file, sha256)
+                )
                 self._db.execute(
                     "DELETE FROM checkpoints WHERE round NOT IN"
                     " (SELECT round FROM checkpoints ORDER BY round DESC LIMIT ?)",
@@ -127,18 +165,25 @@ class Ledger:
             if files.is_full(error.__cause__):
                 remove_unnamed_checkpoints(self.directory, self._db)
             raise LedgerError(
-                f"round {number} was not stored: {error}. The rounds before it are intact: "
-                f"once that is put right, --resume {self.directory} goes on"
+                f"round {entries[0].number} was not stored: {error}. The rounds before it are "
+                f"intact: once that is put right, --resume {self.directory} goes on"
             ) from error
         remove_unnamed_checkpoints(self.directory, self._db)
+
+    def _insert(self, entry: Entry) -> None:
+        self._db.executemany(ROUNDS.insert, ROUNDS.values([entry.round]))
+        self._db.executemany(CLIENTS.insert, CLIENTS.values(entry.clients))
+        self._db.executemany(LAYERS.insert, LAYERS.values(entry.layers))
+        states = ((int(c), checkpoints.pack(s)) for c, s in entry.client_states.items())
+        self._db.executemany("INSERT OR REPLACE INTO client_states VALUES (?, ?)", states)
 
     def append_failed_round(self, clients: Sequence[ClientRow]) -> None:
         """Store what clients said in a round that could not be completed, to be looked into.
 
         There is no row of such a round, and ``resume`` repeats it.
         """
-        for number in {row.round for row in clients}:
-            self._check_order(number, clients, ())
+        for number in set(column(clients, "round")):
+            self._check_order(number, clients, (), after=self.last_round)
         with database.transaction(self._db, self._path):
             self._db.executemany(CLIENTS.insert, CLIENTS.values(clients))
 
@@ -218,11 +263,15 @@ class Ledger:
         self.close()
 
     def _check_order(
-        self, number: int, clients: Sequence[ClientRow], layers: Sequence[LayerRow]
+        self,
+        number: int,
+        clients: Sequence[ClientRow],
+        layers: Sequence[LayerRow],
+        *,
+        after: int,
     ) -> None:
-        last = self.last_round
-        if number <= last:
-            raise LedgerError(f"round {number} cannot follow round {last} of {self.directory}")
-        others = {row.round for row in clients} | {row.round for row in layers}
+        if number <= after:
+            raise LedgerError(f"round {number} cannot follow round {after} of {self.directory}")
+        others = set(column(clients, "round")) | {row.round for row in layers}
         if others - {number}:
             raise LedgerError(f"rows of rounds {sorted(others)} cannot be stored as round {number}")
