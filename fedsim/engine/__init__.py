@@ -1,6 +1,7 @@
 """Runs Flower apps: many simulated clients on Ray, or in this process. Knows no experiment."""
 
 from fedsim.engine.apps import AppSource
+from fedsim.engine.cohort import Block
 from fedsim.engine.executor import Executor, Job, Outcome
 from fedsim.engine.grid import SimulationGrid
 from fedsim.engine.inline import InlineExecutor
@@ -8,6 +9,7 @@ from fedsim.engine.simulation import open_executor, run_server_app, run_simulati
 
 __all__ = [
     "AppSource",
+    "Block",
     "Executor",
     "InlineExecutor",
     "Job",

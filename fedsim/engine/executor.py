@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from flwr.app import Context, Message, RecordDict
+
+if TYPE_CHECKING:
+    from fedsim.engine.cohort import Cohort, Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,17 @@ class Executor(Protocol):
 
     def abandon(self, message_ids: Collection[str]) -> None:
         """Give up jobs; their outcomes will never be collected."""
+
+    @property
+    def offers_cohorts(self) -> bool:
+        """Whether the app takes blocks of clients; may wait until a worker has loaded it."""
+
+    def run_cohort(self, cohort: Cohort, deadline: float) -> list[list[Reply]]:
+        """Run a cohort's blocks; return the parts of each block's reply, in the blocks' order.
+
+        One part for a block that went well, one for each client where a block had to be split,
+        none where ``time.monotonic()`` passed the deadline first.
+        """
 
     def close(self) -> None:
         """Release processes and memory; may be called twice."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -12,8 +12,9 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedsim.engine.apps import assume_identity
+from fedsim.engine.cohort import Block, Cohort, Reply, Setting, metadata_of
 from fedsim.engine.executor import Executor, Job
-from fedsim.engine.worker import client_context
+from fedsim.engine.worker import client_context, delivered
 
 
 class SimulationGrid(Grid):
@@ -149,3 +150,62 @@ class SimulationGrid(Grid):
         for message_id in ready:
             del self._order[message_id]
         return [self._replies.pop(message_id) for message_id in ready]
+
+    @property
+    def offers_cohorts(self) -> bool:
+        """Whether the ClientApp takes blocks of clients (``@app.train("cohort")``)."""
+        return self._executor.offers_cohorts
+
+    def send_cohort(
+        self, content: RecordDict, blocks: Sequence[Block], *, timeout: float | None = None
+    ) -> list[list[Message]]:
+        """Let the ClientApp train blocks of clients; return each block's reply, in parts.
+
+        A block's message carries ``content`` and a ConfigRecord ``cohort`` with its
+        ``partition-ids``. Its context is that of the block's first client, with an empty state.
+
+        Args:
+            content: what all blocks share.
+            blocks: who is asked; clients are partition ids of this federation.
+            timeout: seconds until the blocks that have not answered are given up.
+
+        Returns:
+            For each block, in the order given: one message where all went well; one for each of
+            its clients, in their order, where it had to be split, because its app raised or its
+            worker died; none where it was missed at the deadline.
+
+        Raises:
+            ValueError: a block is empty, or names a client that is not there.
+        """
+        self._check(blocks)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        numbers = []
+        for block in blocks:
+            numbers.append(self._pushed + 1)
+            self._pushed += len(block.clients)
+        setting = Setting(self._run.run_id, self._nodes, self._seed, self._run_config)
+        cohort = Cohort(content, blocks, numbers, setting)
+        replies = self._executor.run_cohort(cohort, deadline)
+        return [
+            _messages(block, number, parts, setting)
+            for block, number, parts in zip(blocks, numbers, replies, strict=True)
+        ]
+
+    def _check(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            if not block.clients:
+                raise ValueError("a block without clients")
+            if not 0 <= min(block.clients) <= max(block.clients) < self._nodes:
+                raise ValueError(
+                    f"clients {block.clients}: this federation has clients 0 to {self._nodes - 1}"
+                )
+
+
+def _messages(block: Block, number: int, parts: Sequence[Reply], setting: Setting) -> list[Message]:
+    """Wrap a block's replies: those of single clients answer the clients' own numbers."""
+    return [
+        Message(
+            part, reply_to=delivered(metadata_of(setting, number + place, client), RecordDict())
+        )
+        for place, (client, part) in enumerate(zip(block.clients, parts, strict=False))
+    ]

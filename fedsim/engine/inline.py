@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Collection, Sequence
 
 from flwr.clientapp import ClientApp
 
+from fedsim.engine.cohort import Cohort, Reply, offers_cohorts, run_block
 from fedsim.engine.executor import Job, Outcome
 from fedsim.engine.worker import delivered, isolated, run_job
 
@@ -38,6 +40,23 @@ class InlineExecutor:
         self._queue = deque(
             job for job in self._queue if job.message.metadata.message_id not in message_ids
         )
+
+    @property
+    def offers_cohorts(self) -> bool:
+        """Whether the app takes blocks of clients."""
+        return offers_cohorts(self._app)
+
+    def run_cohort(self, cohort: Cohort, deadline: float) -> list[list[Reply]]:
+        """Run one block after another; those whose turn comes after the deadline are missed."""
+        replies: list[list[Reply]] = []
+        for block, number in zip(cohort.blocks, cohort.numbers, strict=True):
+            late = time.monotonic() > deadline
+            replies.append(
+                []
+                if late
+                else run_block(self._app, cohort.content, block.clients, number, cohort.setting)
+            )
+        return replies
 
     def close(self) -> None:
         """Forget what is queued."""

@@ -27,6 +27,7 @@ from ray.exceptions import RayActorError, RayError
 
 from fedsim.engine.apps import AppSource, assume_identity
 from fedsim.engine.arrays import register_array_serializer
+from fedsim.engine.cohort import Cohort, Reply, offers_cohorts, run_block
 from fedsim.engine.executor import Job, Outcome
 from fedsim.engine.worker import Record, copy_record, delivered, run_job
 from fedsim.errors import EngineError
@@ -85,8 +86,15 @@ class Worker:
         self._shared: tuple[Any, list[Record]] = (None, [])
 
     def ready(self) -> bool:
-        """Answer, which shows that the app could be loaded."""
-        return True
+        """Answer, which shows that the app could be loaded: whether it takes cohorts."""
+        return offers_cohorts(self._app)
+
+    def run_block(self, shared: list[Any], block: tuple[Any, ...]) -> list[Reply]:
+        """Run one block of clients."""
+        if self._shared[0] != shared[0]:
+            self._shared = (shared[0], ray.get(shared[0]))
+        content: Any = self._shared[1]
+        return run_block(self._app, content, *block)
 
     def run(self, shared: list[Any], parcels: list[Parcel]) -> list[Outcome]:
         """Run parcels one after another; ``shared`` holds the reference, so that Ray leaves it."""
@@ -130,7 +138,7 @@ class RayExecutor:
         ready = [handle.actor.ready.remote() for handle in self._handles]
         done, waiting = ray.wait(ready, num_returns=len(ready), timeout=START_SECONDS)
         try:
-            ray.get(done)
+            self.offers_cohorts = any(ray.get(done))
         except RayError as error:
             self.close()
             cause = getattr(error, "cause", None) or error
@@ -204,6 +212,21 @@ class RayExecutor:
                 text = f"its worker died {ATTEMPTS} times; the last time: {reason}"
                 self._outcomes.append(given_up(job, text))
         self._queue.extendleft(reversed(chunks))
+
+    def run_cohort(self, cohort: Cohort, deadline: float) -> list[list[Reply]]:
+        """Run a cohort's blocks; see :class:`Executor`."""
+        # A plain first form: no second attempts, and a deadline that only looks at the end.
+        shared = ray.put(cohort.content)
+        references = [
+            self._handles[i % self._count].actor.run_block.remote(
+                [shared], (block.clients, cohort.numbers[i], cohort.setting)
+            )
+            for i, block in enumerate(cohort.blocks)
+        ]
+        timeout = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+        done, _ = ray.wait(references, num_returns=len(references), timeout=timeout)
+        finished = set(done)
+        return [ray.get(r) if r in finished else [] for r in references]
 
     def abandon(self, message_ids: Collection[str]) -> None:
         """Drop what has not started, and end the workers that are busy with what has."""
