@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +18,8 @@ Arrays = Mapping[str, np.ndarray]
 # The names of the records in our messages; "arrays", "config" and "metrics" are Flower's defaults.
 ARRAYS, CONFIG, METRICS, CONTROL, PARTITION = "arrays", "config", "metrics", "control", "partition"
 CODED, PROBLEM, LAYERS, RESIDUAL = "coded", "problem", "layers", "residual"
+# Of messages to and from blocks of clients: "cohort" is the engine's.
+COHORT, SUM, STACK, FIGURES, COLUMNS = "cohort", "sum", "stack", "figures", "columns"
 WEIGHT = "num-examples"
 PAYLOAD = "payload"  # the array of a coded record
 MEASURED = {
@@ -34,7 +36,8 @@ class Instruction:
     ``arrays`` is the model that the client starts from; ``coded`` is its compressed form, where it
     travels as such. ``level`` says how much is measured (``measure.level``). ``initial_loss`` asks
     for the loss of the global model on all of the client's examples, which q-FedAvg weighs clients
-    by. ``control`` is SCAFFOLD's server control variate.
+    by. ``control`` is SCAFFOLD's server control variate. ``summed`` asks a block of clients for the
+    sum of their models in place of each.
     """
 
     round: int
@@ -44,6 +47,32 @@ class Instruction:
     initial_loss: bool = False
     control: Arrays | None = None
     coded: bytes | None = None
+    summed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockReply:
+    """What a block of clients answers, in the order of its clients.
+
+    Attributes:
+        clients: partition ids.
+        counts: by column of the ledger, (clients,) int64.
+        amounts: by column of the ledger, (clients,) float64; NaN is blank.
+        problems: by place in ``clients``, what became of those that are not ``ok``: their status
+            and why.
+        arrays: by name in the model's order. Summed: the float64 sum of the models of those that
+            are ``ok``, each times its examples. Otherwise each client's model, (clients, *shape).
+        summed: which of the two.
+        layers: by place in ``clients``, the columns of the client's layer rows.
+    """
+
+    clients: Sequence[int]
+    counts: Mapping[str, np.ndarray]
+    amounts: Mapping[str, np.ndarray]
+    problems: Mapping[int, tuple[str, str]]
+    arrays: Arrays
+    summed: bool
+    layers: Mapping[int, Mapping[str, list[Any]]] = field(default_factory=dict)
 
 
 def experiment_of(run_config: Mapping[str, Any]) -> Experiment:
@@ -108,6 +137,8 @@ def encode_instruction(instruction: Instruction) -> RecordDict:
             "initial-loss": instruction.initial_loss,
         }
     )
+    if instruction.summed:
+        config["summed"] = True
     content = RecordDict({**model, CONFIG: config})
     if instruction.control is not None:
         content[CONTROL] = encode_arrays(instruction.control)
@@ -133,6 +164,71 @@ def decode_instruction(message: Message, decode: Callable[[bytes], Arrays]) -> I
         level=str(config["measure-level"]),
         initial_loss=bool(config["initial-loss"]),
         control=None if control is None else decode_arrays(control),
+        summed=bool(config.get("summed", False)),
+    )
+
+
+def asked_clients(message: Message) -> list[int]:
+    """Return the partition ids of the block that a message is for."""
+    ids: Any = message.content.config_records[COHORT]["partition-ids"]
+    return [int(client) for client in ids]
+
+
+def encode_block(reply: BlockReply, *, to: Message) -> Message:
+    """Return the message that carries a block's reply; :func:`decode_block` reads it."""
+    places = list(reply.problems)
+    columns = ConfigRecord(
+        {
+            "partition-ids": [int(client) for client in reply.clients],
+            "counts": list(reply.counts),
+            "amounts": list(reply.amounts),
+            "problem-places": places,
+            "problem-statuses": [reply.problems[place][0] for place in places],
+            "problem-reasons": [reply.problems[place][1] for place in places],
+        }
+    )
+    figures = {
+        "counts": matrix(reply.counts, np.int64, len(reply.clients)),
+        "amounts": matrix(reply.amounts, np.float64, len(reply.clients)),
+    }
+    content = RecordDict({COLUMNS: columns, FIGURES: encode_arrays(figures)})
+    content[SUM if reply.summed else STACK] = encode_arrays(reply.arrays)
+    for place, layers in reply.layers.items():
+        content[f"{LAYERS}/{place}"] = ConfigRecord(dict(layers))
+    return Message(content, reply_to=to)
+
+
+def matrix(columns: Arrays, dtype: type, clients: int) -> np.ndarray:
+    """Return columns as the rows of a matrix, (columns, clients)."""
+    return np.array(list(columns.values()), dtype).reshape(len(columns), clients)
+
+
+def decode_block(content: RecordDict) -> BlockReply:
+    """Return a block's reply.
+
+    Raises:
+        KeyError, ValueError: it is no such reply.
+    """
+    columns: Mapping[str, Any] = content.config_records[COLUMNS]
+    clients = columns["partition-ids"]
+    figures = decode_arrays(content.array_records[FIGURES])
+    for kind in ("counts", "amounts"):
+        if figures[kind].shape != (len(columns[kind]), len(clients)):
+            raise ValueError(f"{kind} of shape {figures[kind].shape} for {len(clients)} clients")
+    summed = SUM in content.array_records
+    told = zip(columns["problem-statuses"], columns["problem-reasons"], strict=True)
+    return BlockReply(
+        clients=clients,
+        counts=dict(zip(columns["counts"], figures["counts"], strict=True)),
+        amounts=dict(zip(columns["amounts"], figures["amounts"], strict=True)),
+        problems=dict(zip(columns["problem-places"], told, strict=True)),
+        arrays=decode_arrays(content.array_records[SUM if summed else STACK]),
+        summed=summed,
+        layers={
+            int(name.removeprefix(f"{LAYERS}/")): record  # type: ignore[misc]
+            for name, record in content.config_records.items()
+            if name.startswith(f"{LAYERS}/")
+        },
     )
 
 

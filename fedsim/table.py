@@ -18,7 +18,9 @@ from fedsim.records import ClientRow
 Column = Sequence[Any] | np.ndarray | int | float | str | None
 NAMES = tuple(field.name for field in fields(ClientRow))
 DEFAULTS: dict[str, Any] = {
-    field.name: field.default for field in fields(ClientRow) if field.name not in ("round", "client")
+    field.name: field.default
+    for field in fields(ClientRow)
+    if field.name not in ("round", "client")
 }
 
 
@@ -29,7 +31,9 @@ class ClientTable(Sequence[ClientRow]):
     column of counts, which are whole, None does.
     """
 
-    def __init__(self, *, round: int, client: Sequence[int] | np.ndarray, **columns: Column) -> None:
+    def __init__(
+        self, *, round: int, client: Sequence[int] | np.ndarray, **columns: Column
+    ) -> None:
         """Take columns by the names of ``ClientRow``'s fields; those left out are blank.
 
         Args:
@@ -64,9 +68,7 @@ class ClientTable(Sequence[ClientRow]):
 
     def rows(self) -> list[ClientRow]:
         """Return the rows as objects, made anew at every call."""
-        return [
-            ClientRow(**dict(zip(NAMES, values, strict=True))) for values in self.tuples(NAMES)
-        ]
+        return [ClientRow(**dict(zip(NAMES, values, strict=True))) for values in self.tuples(NAMES)]
 
     def column(self, name: str) -> list[Any]:
         """Return a column's values, one a client; None where it is blank."""

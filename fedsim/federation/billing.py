@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 
+from fedsim.federation.cohorts import CohortAnswer
 from fedsim.federation.replies import LARGEST_COUNT, Judged, Update
+from fedsim.federation.singles import error_bytes, reply_bytes, request_bytes
 from fedsim.federation.wire import content_bytes, envelope_bytes, message_bytes
 from fedsim.flower import Instruction
 from fedsim.measure.devices import load_profile, modelled
@@ -18,6 +20,7 @@ from fedsim.measure.energy import Energy
 from fedsim.measure.health import LayerHealth
 from fedsim.measure.payload import cosine, dense_bytes, flat_update, update_statistics
 from fedsim.records import SERVER, ClientRow, LayerRow, RoundRow
+from fedsim.table import Clients, ClientTable, column
 
 Arrays = Mapping[str, np.ndarray]
 Price = Callable[[ClientRow], Mapping[str, float]]
@@ -63,7 +66,7 @@ class Evaluation:
 
 def bill_clients(
     judged: Judged, instruction: Instruction, asked: Mapping[int, Message], price: Price | None
-) -> list[ClientRow]:
+) -> Clients:
     """Return the clients' rows with the figures that only the server has.
 
     Args:
@@ -94,6 +97,61 @@ def bill_clients(
         )
         rows.append(replace(billed, **price(billed)) if price else billed)  # type: ignore[arg-type]
     return rows
+
+
+def bill_table(
+    answer: CohortAnswer, judged: Judged, content: RecordDict, price: Price | None
+) -> Clients:
+    """Return the rows of clients that were asked in blocks, with the figures of the server.
+
+    A client is billed for the two messages that it would exchange if it were asked alone: blocks
+    are how a simulation travels, not what it simulates.
+
+    Args:
+        answer: what came back of the blocks.
+        judged: the same, judged.
+        content: of the message that asked them.
+        price: as in :func:`bill_clients`.
+    """
+    table, instruction = judged.clients, answer.instruction
+    if instruction.level == "off" or not isinstance(table, ClientTable):
+        return table
+    dense = dense_bytes(instruction.arrays)
+    good = [status == "ok" for status in table.column("status")]
+    drift = drift_cosines(judged.updates, instruction.arrays) if instruction.level == "full" else {}
+    nodes = np.asarray(table.column("client"), np.int64) + 1
+    billed = table.with_columns(
+        {
+            "dense_bytes": dense if all(good) else [dense if ok else None for ok in good],
+            "wire_bytes": replies_bytes(answer, table, nodes),
+            "downlink_dense_bytes": dense,
+            "downlink_wire_bytes": request_bytes(content, nodes, answer.numbers, instruction.round),
+            "drift_cosine": [drift.get(client) for client in table.column("client")],
+        }
+    )
+    if price is None:
+        return billed
+    prices = [price(row) for row in billed.rows()]
+    return billed.with_columns(
+        {name: [p.get(name) for p in prices] for name in ("modelled_seconds", "modelled_joules")}
+    )
+
+
+def replies_bytes(answer: CohortAnswer, table: ClientTable, nodes: np.ndarray) -> Any:
+    """Return the bytes of each client's reply, (clients,); None where none came over the wire."""
+    like = answer.instruction.arrays
+    shapes = tuple((name, array.shape, array.dtype.str) for name, array in like.items())
+    sizes = reply_bytes(
+        table, answer.sent, shapes, nodes, answer.numbers, layers=answer.layer_columns
+    )
+    if not answer.errors:
+        return sizes
+    found: list[int | None] = sizes.tolist()
+    for place, error in answer.errors.items():
+        came = error is not None and error.code not in MADE_UP
+        node, number = int(nodes[place]), int(answer.numbers[place])
+        found[place] = error_bytes(error, node, number, table.round) if error and came else None
+    return found
 
 
 def crossed(reply: Message) -> bool:
@@ -132,12 +190,12 @@ def bill_round(
 ) -> RoundRow:
     """Return the round's row: its own figures, and the sums over the clients' rows."""
 
-    def total(column: str) -> Any:
-        values = [value for row in rows if (value := getattr(row, column)) is not None]
+    def total(name: str) -> Any:
+        values = [value for value in column(rows, name) if value is not None]
         # Figures are what clients claim: a sum that no ledger can hold is left blank.
         return sum(values) if values and sum(values) <= LARGEST_COUNT else None
 
-    trained = sum(row.status == "ok" for row in rows)
+    trained = column(rows, "status").count("ok")
     return RoundRow(
         round=round,
         test_accuracy=evaluation.accuracy,
@@ -188,8 +246,10 @@ def modelled_price(device: str) -> Price | None:
 def why_blank(clients: Sequence[ClientRow], energy: Energy) -> dict[str, str]:
     """Return the figures that were asked for and could not be had, and why."""
     blanks = {} if energy.reason is None else {"package_joules": energy.reason}
-    billed = [row for row in clients if row.status == "ok" and row.train_flops is not None]
-    for column, reason in GIVEN_BY_CLIENTS.items():
-        if any(getattr(row, column) is None for row in billed):
-            blanks[column] = reason
+    known = zip(column(clients, "status"), column(clients, "train_flops"), strict=True)
+    billed = [status == "ok" and flops is not None for status, flops in known]
+    for name, reason in GIVEN_BY_CLIENTS.items():
+        values = zip(column(clients, name), billed, strict=True)
+        if any(value is None for value, is_billed in values if is_billed):
+            blanks[name] = reason
     return blanks

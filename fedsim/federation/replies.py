@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 
+from fedsim.algorithms.sums import WeightedSum
 from fedsim.flower import ARRAYS, CONTROL, LAYERS, METRICS, WEIGHT, Instruction, decode_arrays
 from fedsim.records import ClientRow, LayerRow, figures
 
@@ -36,25 +37,34 @@ class Update:
     """An accepted update: arrays of the expected names, shapes and dtypes, all finite."""
 
     client: int
-    reply: Message
     arrays: Arrays
-    metrics: MetricRecord
-    control_change: Arrays | None
-
-    @property
-    def examples(self) -> int:
-        """The client's examples, which Flower's strategies weigh it by."""
-        return int(self.metrics[WEIGHT])  # type: ignore[arg-type]
+    examples: int  # which Flower's strategies weigh it by
+    initial_loss: float | None = None
+    control_change: Arrays | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A cohort's answers, in the order of the clients; ``replies`` are those that came."""
+    """A cohort's answers, in the order of the clients.
+
+    Attributes:
+        updates: those that may be aggregated, where every client sent its own.
+        clients: a row for everybody who was asked.
+        layers: of the clients that sent any.
+        replies: the messages that came, by client, where every client sent its own.
+        total: the sum of the acceptable updates, where clients were summed where they trained.
+    """
 
     updates: list[Update]
-    clients: list[ClientRow]
+    clients: Sequence[ClientRow]
     layers: list[LayerRow]
-    replies: dict[int, Message]
+    replies: dict[int, Message] = field(default_factory=dict)
+    total: WeightedSum | None = None
+
+    @property
+    def usable(self) -> int:
+        """How many updates may be aggregated."""
+        return self.total.clients if self.total is not None else len(self.updates)
 
 
 def judge(
@@ -80,24 +90,21 @@ def judge(
             default the arrays as they are.
     """
     by_message = {reply.metadata.reply_to_message_id: reply for reply in replies}
-    judged = Judged(updates=[], clients=[], layers=[], replies={})
+    rows: list[ClientRow] = []
+    judged = Judged(updates=[], clients=rows, layers=[])
     round = instruction.round
     for client, message in asked.items():
         reply = by_message.get(message.metadata.message_id)
         if reply is None:
             error = f"no reply within {timeout_seconds:g} s"
-            judged.clients.append(
-                ClientRow(round=round, client=client, status="timeout", error=error)
-            )
+            rows.append(ClientRow(round=round, client=client, status="timeout", error=error))
             continue
         judged.replies[client] = reply
         if reply.has_error():
             error = reply.error.reason or f"error code {reply.error.code}"
-            judged.clients.append(
-                ClientRow(round=round, client=client, status="failed", error=error)
-            )
+            rows.append(ClientRow(round=round, client=client, status="failed", error=error))
         else:
-            judge_content(judged, instruction, client, reply, read_update)
+            rows.append(judge_content(judged, instruction, client, reply, read_update))
     return judged
 
 
@@ -107,8 +114,8 @@ def judge_content(
     client: int,
     reply: Message,
     read_update: Callable[[RecordDict], Arrays] | None,
-) -> None:
-    """Add one client's answer to the judged: its row, and its update if it is acceptable."""
+) -> ClientRow:
+    """Return one client's row, and add its update to the judged if it is acceptable."""
     round, like, content = instruction.round, instruction.arrays, reply.content
     metrics: MetricRecord | None = None
     try:
@@ -116,20 +123,24 @@ def judge_content(
         arrays = read_update(content) if read_update else read_arrays(content, ARRAYS, like)
         change = None if instruction.control is None else read_arrays(content, CONTROL, like)
     except Rejected as reason:
-        row = client_row(round, client, metrics, status="rejected", error=str(reason))
-        judged.clients.append(row)
-        return
+        return client_row(round, client, metrics, status="rejected", error=str(reason))
     extra = sorted(set(metrics) - set(REPORTED) - {WEIGHT, INITIAL_LOSS})
     notes = [f"ignored metrics: {', '.join(extra)}"] if extra else []
     try:
-        judged.layers.extend(layer_rows(round, client, content))
+        judged.layers.extend(layer_rows(round, client, content.config_records.get(LAYERS)))
     except ValueError as problem:
         notes.append(f"ignored layers: {problem}")
-    judged.updates.append(
-        Update(client=client, reply=reply, arrays=arrays, metrics=metrics, control_change=change)
+    initial = metrics[INITIAL_LOSS] if instruction.initial_loss else None
+    update = Update(
+        client=client,
+        arrays=arrays,
+        examples=int(metrics[WEIGHT]),  # type: ignore[arg-type]
+        initial_loss=initial,  # type: ignore[arg-type]
+        control_change=change,
     )
+    judged.updates.append(update)
     note = "; ".join(notes) or None
-    judged.clients.append(client_row(round, client, metrics, status="ok", error=note))
+    return client_row(round, client, metrics, status="ok", error=note)
 
 
 def read_metrics(content: RecordDict, *, with_initial_loss: bool) -> MetricRecord:
@@ -215,17 +226,16 @@ def whole(name: str, value: Any) -> int | float:
     return int(value) if REPORTED[name].type == "int | None" else value
 
 
-def layer_rows(round: int, client: int, content: RecordDict) -> list[LayerRow]:
-    """Return the rows of a client's layers, where it sent their columns.
+def layer_rows(round: int, client: int, columns: Mapping[str, Any] | None) -> list[LayerRow]:
+    """Return the rows of a client's layers, where it sent their columns (not None).
 
     NaN stands for a figure that is blank.
 
     Raises:
         ValueError: saying what is wrong with the columns.
     """
-    if LAYERS not in content.config_records:
+    if columns is None:
         return []
-    columns: ConfigRecord = content.config_records[LAYERS]
     names, phases = columns.get("layer"), columns.get("phase")
     if not isinstance(names, list) or not isinstance(phases, list) or len(names) != len(phases):
         raise ValueError("no equally long columns of layer and phase")

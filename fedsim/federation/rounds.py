@@ -10,24 +10,26 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
+from fedsim.algorithms.sums import WeightedSum
 from fedsim.errors import RunFailed
-from fedsim.federation.billing import (
-    Evaluation,
-    Price,
-    bill_clients,
-    bill_model,
-    bill_round,
-    global_layers,
+from fedsim.federation.asking import (
+    Asker,
+    Blocks,
+    Cut,
+    Singles,
+    one_block,
+    takes_cohorts,
+    total_of,
 )
-from fedsim.federation.replies import Judged, judge
+from fedsim.federation.billing import Evaluation, Price, bill_model, bill_round, global_layers
+from fedsim.federation.replies import Judged
 from fedsim.federation.strategy import Aggregator
 from fedsim.federation.transport import Transport
-from fedsim.flower import encode_instruction
 from fedsim.measure.energy import Energy, not_measured
-from fedsim.records import ClientRow, LayerRow, RoundRow
+from fedsim.records import LayerRow, RoundRow
+from fedsim.table import Clients
 
 Arrays = Mapping[str, np.ndarray]
 DIVERGED = "training diverged: lower train.learning_rate or server.learning_rate"
@@ -36,7 +38,7 @@ DIVERGED = "training diverged: lower train.learning_rate or server.learning_rate
 class RoundFailed(RunFailed):
     """A round that gave no next model; ``clients`` are the rows that show why."""
 
-    def __init__(self, message: str, clients: list[ClientRow]) -> None:
+    def __init__(self, message: str, clients: Clients) -> None:
         super().__init__(message)
         self.clients = clients
 
@@ -46,7 +48,7 @@ class RoundOutcome:
     """What one round left behind."""
 
     row: RoundRow
-    clients: list[ClientRow]
+    clients: Clients
     layers: list[LayerRow]
     arrays: Arrays
     energy: Energy
@@ -60,6 +62,8 @@ def federated_rounds(
     first: int,
     last: int,
     choose: Callable[[int], list[int]],
+    cut: Cut = one_block,
+    in_blocks: bool = True,
     node_of: Callable[[int], int],
     learning_rate: Callable[[int], float],
     level: Callable[[int], str],
@@ -75,6 +79,8 @@ def federated_rounds(
     Args:
         arrays: the model that round ``first`` starts from.
         choose: from round to partition ids, in increasing order.
+        cut: from partition ids to the blocks in which they are summed, wherever that happens.
+        in_blocks: clients may be asked in blocks, where the grid and its ClientApp offer that.
         node_of: from partition id to node id.
         learning_rate: from round to the clients' learning rate.
         level: from round to how much is measured.
@@ -86,6 +92,23 @@ def federated_rounds(
     Raises:
         RoundFailed: no client's update could be used, or they gave no finite model or test loss.
     """
+    ask: Asker
+    if in_blocks and takes_cohorts(grid):
+        ask = Blocks(
+            grid=grid,
+            cut=cut,
+            linear=aggregator.linear,
+            timeout_seconds=timeout_seconds,
+            price=price,
+        )
+    else:
+        ask = Singles(
+            grid=grid,
+            node_of=node_of,
+            transport=transport,
+            timeout_seconds=timeout_seconds,
+            price=price,
+        )
     for round in range(first, last + 1):
         started = time.perf_counter()
         with energy() as spent:
@@ -93,19 +116,10 @@ def federated_rounds(
             nodes = [node_of(client) for client in clients]
             plain = aggregator.instruct(round, arrays, learning_rate(round), nodes)
             instruction, received = transport.down(replace(plain, level=level(round)))
-            content = encode_instruction(instruction)
-            messages = [Message(content, n, MessageType.TRAIN, group_id=str(round)) for n in nodes]
-            asked = dict(zip(clients, messages, strict=True))
-            replies = grid.send_and_receive(messages, timeout=timeout_seconds)
-            judged = judge(
-                instruction,
-                asked=asked,
-                replies=replies,
-                timeout_seconds=timeout_seconds,
-                read_update=partial(transport.up, like=arrays, received=received),
+            judged = ask(instruction, received, arrays, clients)
+            arrays = next_model(
+                round, aggregator, arrays, judged, partial(total_of, judged, clients, cut)
             )
-            judged = replace(judged, clients=bill_clients(judged, instruction, asked, price))
-            arrays = next_model(round, aggregator, arrays, judged)
             due = round % evaluate_every == 0 or round == last
             tested = evaluate(arrays, instruction.level) if due else Evaluation()
             sent = bill_model(received, instruction.level)
@@ -127,17 +141,27 @@ def federated_rounds(
         )
 
 
-def next_model(round: int, aggregator: Aggregator, arrays: Arrays, judged: Judged) -> Arrays:
-    """Aggregate what was accepted.
+def next_model(
+    round: int,
+    aggregator: Aggregator,
+    arrays: Arrays,
+    judged: Judged,
+    total: Callable[[], WeightedSum],
+) -> Arrays:
+    """Aggregate what was accepted; ``total`` gives its sum, where no more is needed.
 
     Raises:
         RoundFailed: with every client's row.
     """
-    if not judged.updates:
+    if not judged.usable:
         raise RoundFailed(f"round {round}: {why_nobody(judged.clients)}", judged.clients)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found below
-            model = aggregator.aggregate(round, arrays, judged.updates)
+            model = (
+                aggregator.aggregate_sum(round, arrays, total())
+                if aggregator.linear
+                else aggregator.aggregate(round, arrays, judged.updates)
+            )
     except RunFailed as error:
         raise RoundFailed(str(error), judged.clients) from error
     broken = [name for name, array in model.items() if not np.isfinite(array).all()]
@@ -149,7 +173,7 @@ def next_model(round: int, aggregator: Aggregator, arrays: Arrays, judged: Judge
     return model
 
 
-def why_nobody(clients: list[ClientRow]) -> str:
+def why_nobody(clients: Clients) -> str:
     """Say that no client's update could be used, and the commonest reason."""
     reasons = [f"{row.status}: {row.error}" for row in clients]
     common = max(set(reasons), key=reasons.count)

@@ -13,23 +13,39 @@ from io import BytesIO
 from typing import Any, Protocol
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.app.exception import AppExitException
 from flwr.serverapp import strategy as flwr_strategy
 from flwr.serverapp.strategy import Strategy
 
 from fedsim.algorithms import scaffold
+from fedsim.algorithms.sums import WeightedSum, block_sum
 from fedsim.config import Experiment, ServerTable
 from fedsim.errors import RunFailed
-from fedsim.federation.replies import INITIAL_LOSS, Update
+from fedsim.federation.replies import Update
 from fedsim.flower import ARRAYS, METRICS, WEIGHT, Instruction
 
 Arrays = Mapping[str, np.ndarray]
+SOMEBODY = 1  # the node of a message that goes nowhere
 TRAIN_LOSS = "train_loss"  # where QFedAvg looks for the loss by default
 
 
 class Aggregator(Protocol):
-    """How updates become the next model."""
+    """How updates become the next model.
+
+    ``linear``: it needs no more of the updates than their mean, weighted by examples, so that they
+    may be summed where they arise.
+    """
+
+    linear: bool
 
     def instruct(
         self, round: int, arrays: Arrays, learning_rate: float, nodes: Sequence[int]
@@ -38,6 +54,9 @@ class Aggregator(Protocol):
 
     def aggregate(self, round: int, arrays: Arrays, updates: Sequence[Update]) -> dict[str, Any]:
         """Return the next model from the updates, which come in the order of the clients."""
+
+    def aggregate_sum(self, round: int, arrays: Arrays, total: WeightedSum) -> dict[str, Any]:
+        """Return the next model from the updates' sum; only where it is linear."""
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what is remembered from round to round, besides the model."""
@@ -55,6 +74,7 @@ class Kind:
     memory: tuple[str, ...] = ()  # attributes that hold arrays from round to round
     minimum: Callable[[ServerTable], int] = lambda s: 1  # updates without which it means nothing
     initial_loss: bool = False
+    linear: bool = False  # it looks at the mean alone
     weighted: bool = True  # by the clients' examples, where the strategy weighs at all
     round_offset: int = 0  # added to the round number that the strategy is told
 
@@ -77,9 +97,11 @@ def two_f_plus_3(s: ServerTable) -> int:
 
 
 FLOWER_STRATEGIES: dict[str, Kind] = {
-    "fedavg": Kind(build=flwr_strategy.FedAvg),
+    "fedavg": Kind(build=flwr_strategy.FedAvg, linear=True),
     "fedprox": Kind(
-        build=flwr_strategy.FedProx, arguments=lambda e: {"proximal_mu": e.train.proximal_mu}
+        build=flwr_strategy.FedProx,
+        arguments=lambda e: {"proximal_mu": e.train.proximal_mu},
+        linear=True,
     ),
     "fedavgm": Kind(
         build=flwr_strategy.FedAvgM,
@@ -88,11 +110,13 @@ FLOWER_STRATEGIES: dict[str, Kind] = {
             "server_momentum": e.server.momentum,
         },
         memory=("momentum_vector",),
+        linear=True,
     ),
     "fedadam": Kind(
         build=flwr_strategy.FedAdam,
         arguments=lambda e: adaptive(e, 0.1, "beta_1", "beta_2"),
         memory=("m_t", "v_t"),
+        linear=True,
         # Flower corrects the bias by beta^(round + 1); Kingma and Ba 2015 by beta^round.
         round_offset=-1,
     ),
@@ -100,11 +124,13 @@ FLOWER_STRATEGIES: dict[str, Kind] = {
         build=flwr_strategy.FedYogi,
         arguments=lambda e: adaptive(e, 0.01, "beta_1", "beta_2"),
         memory=("m_t", "v_t"),
+        linear=True,
     ),
     "fedadagrad": Kind(
         build=flwr_strategy.FedAdagrad,
         arguments=lambda e: adaptive(e, 0.1),
         memory=("m_t", "v_t"),
+        linear=True,
     ),
     "fedmedian": Kind(build=flwr_strategy.FedMedian),
     "fedtrimmedavg": Kind(
@@ -148,6 +174,7 @@ class FlowerAggregator:
     def __init__(self, experiment: Experiment, arrays: Arrays, clients: int) -> None:
         self._name = experiment.server.strategy
         self._kind = FLOWER_STRATEGIES[self._name]
+        self.linear = self._kind.linear
         self._minimum = self._kind.minimum(experiment.server)
         self._strategy: Any = self._kind.build(
             min_train_nodes=1,
@@ -180,14 +207,30 @@ class FlowerAggregator:
         Raises:
             RunFailed: too few updates for what the strategy promises, or it refused them.
         """
+        if self.linear:
+            total = block_sum((update.arrays, update.examples) for update in updates)
+            return self.aggregate_sum(round, arrays, total)
         if len(updates) < self._minimum:
             raise RunFailed(
                 f"round {round}: {self._name} needs {self._minimum} updates to keep its promise, "
                 f"and {len(updates)} could be used"
             )
-        for update in updates:
-            update.reply.content = self._content(update)
-        replies = [update.reply for update in updates]
+        return self._ask_strategy(round, arrays, [self._content(update) for update in updates])
+
+    def aggregate_sum(self, round: int, arrays: Arrays, total: WeightedSum) -> dict[str, Any]:
+        """Give the strategy the mean, as one update with all of the examples.
+
+        Raises:
+            RunFailed: it refused it.
+        """
+        metrics = MetricRecord({WEIGHT: total.weight})
+        content = RecordDict({ARRAYS: held(total.mean()), METRICS: metrics})
+        return self._ask_strategy(round, arrays, [content])
+
+    def _ask_strategy(
+        self, round: int, arrays: Arrays, contents: Sequence[RecordDict]
+    ) -> dict[str, Any]:
+        replies = [Message(content, SOMEBODY, MessageType.TRAIN) for content in contents]
         try:
             result, _ = self._strategy.aggregate_train(round + self._kind.round_offset, replies)
         except AppExitException as error:
@@ -197,7 +240,7 @@ class FlowerAggregator:
     def _content(self, update: Update) -> RecordDict:
         metrics = MetricRecord({WEIGHT: update.examples if self._kind.weighted else 1})
         if self._kind.initial_loss:
-            metrics[TRAIN_LOSS] = float(update.metrics[INITIAL_LOSS])  # type: ignore[arg-type]
+            metrics[TRAIN_LOSS] = float(update.initial_loss or 0.0)
         return RecordDict({ARRAYS: held(update.arrays), METRICS: metrics})
 
     def state(self) -> dict[str, np.ndarray]:
@@ -230,6 +273,8 @@ def in_dtype(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 class ScaffoldAggregator:
     """SCAFFOLD's server half; see :mod:`fedsim.algorithms.scaffold`."""
 
+    linear = False  # its clients keep a state, and send a second set of arrays
+
     def __init__(self, experiment: Experiment, arrays: Arrays, clients: int) -> None:
         self._clients = clients
         self._learning_rate = experiment.server.learning_rate or 1.0
@@ -254,6 +299,10 @@ class ScaffoldAggregator:
             learning_rate=self._learning_rate,
         )
         return model
+
+    def aggregate_sum(self, round: int, arrays: Arrays, total: WeightedSum) -> dict[str, Any]:
+        """Refuse: the control variates' changes would be missing."""
+        raise NotImplementedError("SCAFFOLD is not linear")
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the control variate."""

@@ -145,9 +145,7 @@ class Ledger:
             before = entry.number
         last = entries[-1]
         try:
-            file, sha256 = checkpoints.write(
-                self.directory, last.number, last.arrays, last.state
-            )
+            file, sha256 = checkpoints.write(self.directory, last.number, last.arrays, last.state)
             with database.transaction(self._db, self._path):
                 for entry in entries:
                     self._insert(entry)

@@ -1,0 +1,71 @@
+"""Weighted sums of models, in an order that nothing but the cohort decides.
+
+With w_i the clients' models and n_i their examples, the clients of a block are added one after
+another, S_b = sum_i n_i w_i, then the blocks, S = sum_b S_b; everything starts from zero and is in
+float64. A product n_i w_i is exact there (weights below 2^29, parameters of float32), so that it
+does not matter who multiplies. docs/decisions/0011-cohorts.md says why the order does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedSum:
+    """A sum of models; ``arrays`` is empty where there was nothing to add.
+
+    Attributes:
+        arrays: by name in the model's order, float64.
+        weight: the sum of the weights, at least 0.
+        clients: how many models are in it.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    weight: int
+    clients: int
+
+    def mean(self) -> dict[str, np.ndarray]:
+        """Return the weighted mean, float64, of its own.
+
+        Raises:
+            ZeroDivisionError: there is nothing in the sum.
+        """
+        if not self.weight:
+            raise ZeroDivisionError("the mean of no models")
+        return {name: total / self.weight for name, total in self.arrays.items()}
+
+
+def block_sum(models: Iterable[tuple[Arrays, int]]) -> WeightedSum:
+    """Add the models of a block.
+
+    Args:
+        models: each with its weight, a whole number of at least 1, in the order of the clients.
+    """
+    total: dict[str, np.ndarray] = {}
+    weight = clients = 0
+    for arrays, n in models:
+        if not total:
+            total = {name: np.zeros(array.shape) for name, array in arrays.items()}
+        for name, array in arrays.items():
+            total[name] += np.multiply(array, float(n), dtype=np.float64)
+        weight, clients = weight + n, clients + 1
+    return WeightedSum(arrays=total, weight=weight, clients=clients)
+
+
+def sum_of(sums: Iterable[WeightedSum]) -> WeightedSum:
+    """Add blocks, or the parts of a block, in their order."""
+    total: dict[str, np.ndarray] = {}
+    weight = clients = 0
+    for each in sums:
+        if not total:
+            total = {name: np.zeros(array.shape) for name, array in each.arrays.items()}
+        for name, array in each.arrays.items():
+            total[name] += array
+        weight, clients = weight + each.weight, clients + each.clients
+    return WeightedSum(arrays=total, weight=weight, clients=clients)

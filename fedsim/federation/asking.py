@@ -1,0 +1,138 @@
+"""How a cohort is asked: every client by a message of its own, or in blocks.
+
+docs/decisions/0011-cohorts.md says who is asked how, and why blocks are part of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from fedsim.algorithms.sums import WeightedSum, block_sum, sum_of
+from fedsim.federation.billing import Price, bill_clients, bill_table
+from fedsim.federation.cohorts import CohortAnswer, Places
+from fedsim.federation.replies import Judged, judge
+from fedsim.federation.transport import Transport
+from fedsim.flower import Instruction, encode_instruction
+
+Arrays = Mapping[str, np.ndarray]
+Cut = Callable[[Sequence[int]], Sequence["Part"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A block of a cohort: where in it its clients are, in increasing order, and what it takes."""
+
+    places: Places
+    work: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A block as the engine takes it: partition ids, and features of its cost."""
+
+    clients: tuple[int, ...]
+    work: tuple[float, ...]
+
+
+class Asker(Protocol):
+    """Asks a cohort and judges what comes back."""
+
+    def __call__(
+        self, instruction: Instruction, received: Arrays, arrays: Arrays, clients: Sequence[int]
+    ) -> Judged:
+        """Return the cohort's answers, billed.
+
+        Args:
+            instruction: what is asked.
+            received: the model as the clients receive it.
+            arrays: the server's model.
+            clients: partition ids, in increasing order.
+        """
+
+
+def one_block(clients: Sequence[int]) -> list[Part]:
+    """Return the cohort as one block."""
+    return [Part(places=np.arange(len(clients)))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Singles:
+    """Every client has a message of its own, and answers for itself."""
+
+    grid: Grid
+    node_of: Callable[[int], int]
+    transport: Transport
+    timeout_seconds: float
+    price: Price | None = None
+
+    def __call__(
+        self, instruction: Instruction, received: Arrays, arrays: Arrays, clients: Sequence[int]
+    ) -> Judged:
+        """See :class:`Asker`."""
+        content, group = encode_instruction(instruction), str(instruction.round)
+        nodes = [self.node_of(client) for client in clients]
+        messages = [Message(content, n, MessageType.TRAIN, group_id=group) for n in nodes]
+        asked = dict(zip(clients, messages, strict=True))
+        judged = judge(
+            instruction,
+            asked=asked,
+            replies=self.grid.send_and_receive(messages, timeout=self.timeout_seconds),
+            timeout_seconds=self.timeout_seconds,
+            read_update=partial(self.transport.up, like=arrays, received=received),
+        )
+        return replace(judged, clients=bill_clients(judged, instruction, asked, self.price))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Clients are trained, summed and billed in blocks; see :meth:`SimulationGrid.send_cohort`.
+
+    ``linear`` says that the sum of the models is enough.
+    """
+
+    grid: Any  # a SimulationGrid
+    cut: Cut
+    linear: bool
+    timeout_seconds: float
+    price: Price | None = None
+
+    def __call__(
+        self, instruction: Instruction, received: Arrays, arrays: Arrays, clients: Sequence[int]
+    ) -> Judged:
+        """See :class:`Asker`."""
+        # A client's drift is its update's angle to the mean, which is there when all have trained.
+        summed = self.linear and instruction.level != "full"
+        content = encode_instruction(replace(instruction, summed=summed))
+        parts = self.cut(clients)
+        blocks = [Block(clients=tuple(clients[i] for i in p.places), work=p.work) for p in parts]
+        answers = self.grid.send_cohort(content, blocks, timeout=self.timeout_seconds)
+        cohort = CohortAnswer(instruction, clients, arrays)
+        for part, messages in zip(parts, answers, strict=True):
+            cohort.take(part.places, messages, timeout_seconds=self.timeout_seconds)
+        judged = cohort.judged(summed=summed)
+        table = bill_table(cohort, judged, content, self.price)
+        return replace(judged, clients=table)
+
+
+def total_of(judged: Judged, clients: Sequence[int], cut: Cut) -> WeightedSum:
+    """Return the sum of the acceptable updates, block by block, wherever it is formed."""
+    if judged.total is not None:
+        return judged.total
+    by_client = {update.client: update for update in judged.updates}
+    blocks = (
+        [by_client[clients[i]] for i in part.places if clients[i] in by_client]
+        for part in cut(clients)
+    )
+    return sum_of(block_sum((u.arrays, u.examples) for u in block) for block in blocks)
+
+
+def takes_cohorts(grid: Grid) -> bool:
+    """Say whether a grid can ask clients in blocks, and its ClientApp answer."""
+    return bool(getattr(grid, "offers_cohorts", False))
