@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from flwr.app import Context
 
 from fedsim import flower
@@ -19,13 +18,11 @@ def control_of(context: Context, asked: flower.Instruction) -> flower.Arrays:
     return {name: np.zeros_like(value) for name, value in asked.control.items()}
 
 
-def correction(
-    asked: flower.Instruction, own: flower.Arrays, device: str
-) -> dict[str, torch.Tensor] | None:
-    """Return what SCAFFOLD adds to every gradient, c - c_i."""
+def correction(asked: flower.Instruction, own: flower.Arrays) -> list[flower.Arrays] | None:
+    """Return what SCAFFOLD adds to every gradient, c - c_i, of one client."""
     if asked.control is None:
         return None
-    return {k: torch.from_numpy(c - own[k]).to(device) for k, c in asked.control.items()}
+    return [{name: value - own[name] for name, value in asked.control.items()}]
 
 
 def update_control(

@@ -108,6 +108,22 @@ class TrainTable:
         choices=("constant", "linear", "cosine", "exponential"),
     )
     decay: float = setting(0.99, "exponential: factor from round to round", above=0, high=1)
+    compiler: str = setting(
+        "auto",
+        "what runs local training: xla (needs JAX), torch; auto: xla where it can",
+        choices=("auto", "torch", "xla"),
+    )
+    vectorize: str = setting(
+        "auto",
+        "clients of a block at once, or one after another; auto: by the model's size",
+        choices=("auto", "always", "never"),
+    )
+    block_clients: int = setting(0, "clients that are trained in one call; 0: by a rule", low=0)
+    precision: str = setting(
+        "float32",
+        "of forward and backward; parameters and their updates stay float32",
+        choices=("float32", "bfloat16"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +149,11 @@ class ServerTable:
 class EngineTable:
     """What executes the clients. Results do not depend on it."""
 
-    name: str = setting("ray", "ray or inline", choices=("ray", "inline"))
+    name: str = setting(
+        "auto",
+        "ray, inline; auto: inline where Ray could not pay for its start",
+        choices=("auto", "ray", "inline"),
+    )
     workers: int = setting(0, "ray: worker processes; 0: one per core", low=0)
     address: str = setting("", "ray: join the cluster at this address")
     device: str = setting("cpu", "where clients train", choices=("cpu", "cuda"))

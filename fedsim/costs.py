@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
+
 from fedsim import parts
 from fedsim.config import DataTable, Experiment, ModelTable, RunTable, TrainTable
 from fedsim.measure.compute import (
@@ -132,6 +134,21 @@ def counted(e: Experiment, *, examples: int, steps: int) -> dict[str, int]:
         "model_bytes": cost.model_bytes,
         "gradient_bytes": cost.gradient_bytes,
         "optimizer_bytes": cost.optimizer_bytes,
+    }
+
+
+def counted_columns(e: Experiment, examples: np.ndarray, steps: np.ndarray) -> dict[str, Any]:
+    """Return the counted columns of several clients' rows, each (clients,) int64.
+
+    Args:
+        examples: (clients,), that each holds.
+        steps: (clients,), optimiser steps that each took.
+    """
+    pairs, pair_of = np.unique(np.stack([examples, steps]), axis=1, return_inverse=True)
+    kinds = [counted(e, examples=int(n), steps=int(s)) for n, s in pairs.T]
+    return {
+        name: np.array([kind[name] for kind in kinds], np.int64)[pair_of.reshape(-1)]
+        for name in kinds[0]
     }
 
 

@@ -74,6 +74,16 @@ class BlockReply:
     summed: bool
     layers: Mapping[int, Mapping[str, list[Any]]] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, clients: Sequence[int], columns: Arrays, **others: Any) -> BlockReply:
+        """Return a reply whose columns are told apart by their type."""
+        return cls(
+            clients=clients,
+            counts={name: c for name, c in columns.items() if c.dtype.kind == "i"},
+            amounts={name: c for name, c in columns.items() if c.dtype.kind == "f"},
+            **others,
+        )
+
 
 def experiment_of(run_config: Mapping[str, Any]) -> Experiment:
     """Return the experiment that a Flower run-config describes.
@@ -100,6 +110,12 @@ def encode_arrays(arrays: Arrays) -> ArrayRecord:
 def decode_arrays(record: Mapping[str, Array]) -> dict[str, np.ndarray]:
     """Deserialise named arrays; the result is writable and owns its memory."""
     return {name: array.numpy() for name, array in record.items()}
+
+
+def describe_not_finite(record: str, name: str, array: np.ndarray) -> str:
+    """Say why an array of a client's reply must not be used."""
+    kind = "NaN" if np.isnan(array).any() else "infinity"
+    return f"{record}: {name} holds {kind} (if training diverged, lower train.learning_rate)"
 
 
 def encode_payload(payload: bytes) -> ArrayRecord:

@@ -11,9 +11,10 @@ from functools import lru_cache
 from torch.nn import Module
 
 from fedsim import data, models
-from fedsim.config import DataTable, Experiment, ModelTable
+from fedsim.config import DataTable, Experiment, ModelTable, TrainTable
 from fedsim.data import Dataset, Partition
 from fedsim.randomness import stream
+from fedsim.training.cohort import CohortTrainer
 
 
 def dataset(experiment: Experiment) -> Dataset:
@@ -77,6 +78,35 @@ def scratch_model(experiment: Experiment) -> Module:
 @lru_cache(maxsize=2)
 def _scratch(table: ModelTable, shape: tuple[int, ...], classes: int) -> Module:
     return _build(table, shape, classes, seed=0)
+
+
+def trainer(experiment: Experiment) -> CohortTrainer:
+    """Return this process's one trainer of that kind, with the dataset at hand."""
+    return _trainer(
+        experiment.data,
+        experiment.run.data_dir,
+        experiment.model,
+        experiment.train,
+        experiment.engine.device,
+    )
+
+
+@lru_cache(maxsize=2)
+def _trainer(data: DataTable, directory: str, model: ModelTable, train: TrainTable, device: str):
+    from fedsim._stub import Stub
+
+    e = Experiment(data=data, model=model, train=train)
+    return Stub(
+        scratch_model(e),
+        _dataset(data, directory),
+        epochs=train.epochs,
+        steps=train.steps,
+        batch_size=train.batch_size,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        clip_norm=train.clip_norm,
+        proximal_mu=train.proximal_mu,
+    )
 
 
 def _build(table: ModelTable, shape: tuple[int, ...], classes: int, seed: int) -> Module:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim import config, parts
-from fedsim.config import MeasureTable
+from fedsim._stub import cut_blocks, steps_of
+from fedsim.config import Experiment, MeasureTable
+from fedsim.federation.asking import Part
 from fedsim.federation.billing import modelled_price, why_blank
 from fedsim.federation.evaluation import examine
 from fedsim.federation.rounds import RoundFailed, federated_rounds
@@ -18,6 +23,8 @@ from fedsim.federation.sampling import choose_clients, locate_clients
 from fedsim.federation.states import changed_states, restore_states
 from fedsim.federation.strategy import make_aggregator
 from fedsim.federation.transport import Transport
+from fedsim.ledger.store import Entry
+from fedsim.ledger.writer import LedgerWriter
 from fedsim.measure.energy import not_measured, package_energy
 from fedsim.records import RoundRow
 from fedsim.runs import open_run
@@ -41,7 +48,9 @@ def main(grid: Grid, context: Context) -> None:
     aggregator = make_aggregator(experiment, arrays, clients=clients)
     node_of = locate_clients(grid, clients, timeout_seconds=server.round_timeout_seconds)
 
-    with open_run(experiment) as ledger:
+    blocks = partial(cut_cohort, experiment, parts.partition(experiment).sizes)
+
+    with open_run(experiment) as ledger, LedgerWriter(ledger) as writer:
         done = 0
         if checkpoint := ledger.checkpoint():
             done, arrays = checkpoint.round, checkpoint.arrays
@@ -56,6 +65,7 @@ def main(grid: Grid, context: Context) -> None:
             choose=partial(
                 choose_clients, settings.seed, clients=clients, cohort=server.clients_per_round
             ),
+            cut=blocks,
             node_of=node_of,
             learning_rate=lambda r: learning_rate(
                 train.schedule,
@@ -81,19 +91,33 @@ def main(grid: Grid, context: Context) -> None:
         )
         try:
             for outcome in rounds:
-                ledger.append(
-                    outcome.row,
-                    outcome.clients,
-                    outcome.layers,
+                entry = Entry(
+                    round=outcome.row,
+                    clients=outcome.clients,
+                    layers=outcome.layers,
                     arrays=outcome.arrays,
                     state=aggregator.state(),
                     client_states=changed_states(grid, outcome.clients, node_of),
                 )
-                ledger.note_blanks(why_blank(outcome.clients, outcome.energy))
+                writer.append(entry, why_blank(outcome.clients, outcome.energy))
                 report(outcome.row, settings.rounds)
         except RoundFailed as failure:
+            writer.flush()
             ledger.append_failed_round(failure.clients)
             raise
+
+
+def cut_cohort(
+    experiment: Experiment, sizes: npt.NDArray[np.int64], clients: Sequence[int]
+) -> list[Part]:
+    """Return the blocks of a cohort, from its clients' sizes and the settings alone."""
+    held, train = sizes[np.asarray(clients)], experiment.train
+    steps = steps_of(held, epochs=train.epochs, steps=train.steps, batch_size=train.batch_size)
+    blocks = cut_blocks(steps, together=train.vectorize == "always", size=train.block_clients)
+    return [
+        Part(places=places, work=(float(steps[places].sum()), float(held[places].sum())))
+        for places in blocks
+    ]
 
 
 def level_of(measure: MeasureTable, round: int) -> str:

@@ -11,7 +11,16 @@ import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 
 from fedsim.algorithms.sums import WeightedSum
-from fedsim.flower import ARRAYS, CONTROL, LAYERS, METRICS, WEIGHT, Instruction, decode_arrays
+from fedsim.flower import (
+    ARRAYS,
+    CONTROL,
+    LAYERS,
+    METRICS,
+    WEIGHT,
+    Instruction,
+    decode_arrays,
+    describe_not_finite,
+)
 from fedsim.records import ClientRow, LayerRow, figures
 
 Arrays = Mapping[str, np.ndarray]
@@ -204,9 +213,7 @@ def read_arrays(content: RecordDict, record: str, like: Arrays) -> dict[str, np.
         if array.dtype != like[name].dtype:
             raise Rejected(f"{record}: {name} has dtype {array.dtype}, not {like[name].dtype}")
         if not np.isfinite(array).all():
-            kind = "NaN" if np.isnan(array).any() else "infinity"
-            remedy = "if training diverged, lower train.learning_rate"
-            raise Rejected(f"{record}: {name} holds {kind} ({remedy})")
+            raise Rejected(describe_not_finite(record, name, array))
     return arrays
 
 

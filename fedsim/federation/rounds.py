@@ -63,7 +63,6 @@ def federated_rounds(
     last: int,
     choose: Callable[[int], list[int]],
     cut: Cut = one_block,
-    in_blocks: bool = True,
     node_of: Callable[[int], int],
     learning_rate: Callable[[int], float],
     level: Callable[[int], str],
@@ -80,7 +79,6 @@ def federated_rounds(
         arrays: the model that round ``first`` starts from.
         choose: from round to partition ids, in increasing order.
         cut: from partition ids to the blocks in which they are summed, wherever that happens.
-        in_blocks: clients may be asked in blocks, where the grid and its ClientApp offer that.
         node_of: from partition id to node id.
         learning_rate: from round to the clients' learning rate.
         level: from round to how much is measured.
@@ -93,7 +91,7 @@ def federated_rounds(
         RoundFailed: no client's update could be used, or they gave no finite model or test loss.
     """
     ask: Asker
-    if in_blocks and takes_cohorts(grid):
+    if takes_cohorts(grid) and not aggregator.clients_keep_state and not transport.codes:
         ask = Blocks(
             grid=grid,
             cut=cut,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from flwr.app import RecordDict
@@ -10,20 +10,22 @@ from flwr.serverapp import Grid
 
 from fedsim.errors import RunFailed
 from fedsim.flower import decode_state, encode_state
-from fedsim.records import ClientRow
+from fedsim.table import Clients, column
 
 ClientStates = Mapping[int, Mapping[str, np.ndarray]]
 
 
 def changed_states(
-    grid: Grid, clients: Sequence[ClientRow], node_of: Callable[[int], int]
+    grid: Grid, clients: Clients, node_of: Callable[[int], int]
 ) -> dict[int, dict[str, np.ndarray]]:
     """Return the states of the clients that took part in a round, as the ledger stores them.
 
     Only a simulation's grid holds them (``client_states``); deployed clients keep their own.
     """
     states: Mapping[int, RecordDict] = getattr(grid, "client_states", {})
-    held = ((row.client, states.get(node_of(row.client))) for row in clients)
+    if not states:
+        return {}
+    held = ((client, states.get(node_of(client))) for client in column(clients, "client"))
     return {client: decode_state(state) for client, state in held if state}
 
 

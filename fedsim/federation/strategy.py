@@ -42,10 +42,11 @@ class Aggregator(Protocol):
     """How updates become the next model.
 
     ``linear``: it needs no more of the updates than their mean, weighted by examples, so that they
-    may be summed where they arise.
+    may be summed where they arise. ``clients_keep_state``: each is asked, and answers, alone.
     """
 
     linear: bool
+    clients_keep_state: bool
 
     def instruct(
         self, round: int, arrays: Arrays, learning_rate: float, nodes: Sequence[int]
@@ -171,6 +172,8 @@ def make_aggregator(experiment: Experiment, arrays: Arrays, *, clients: int) -> 
 class FlowerAggregator:
     """One of Flower's strategies, driven through its own hooks."""
 
+    clients_keep_state = False
+
     def __init__(self, experiment: Experiment, arrays: Arrays, clients: int) -> None:
         self._name = experiment.server.strategy
         self._kind = FLOWER_STRATEGIES[self._name]
@@ -273,7 +276,8 @@ def in_dtype(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 class ScaffoldAggregator:
     """SCAFFOLD's server half; see :mod:`fedsim.algorithms.scaffold`."""
 
-    linear = False  # its clients keep a state, and send a second set of arrays
+    linear = False  # clients send a second set of arrays
+    clients_keep_state = True
 
     def __init__(self, experiment: Experiment, arrays: Arrays, clients: int) -> None:
         self._clients = clients

@@ -29,6 +29,11 @@ class Transport:
     update: UpdateTable
     seed: int
 
+    @property
+    def codes(self) -> bool:
+        """Whether models travel in any other way than as arrays."""
+        return {self.update.codec, self.update.coder, self.update.downlink} != {"none"}
+
     def down(self, instruction: Instruction) -> tuple[Instruction, Arrays]:
         """Return the instruction as it is sent, and the model as clients receive it.
 

@@ -1,10 +1,11 @@
-"""The bill of one client's visit, as it is drawn up."""
+"""The bill of a visit, by one client or a block of them, as it is drawn up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from fedsim.measure.clocks import spent, training_clocks
@@ -15,6 +16,10 @@ ALWAYS = (
     *("examples", "steps", "loss_first_step", "loss_last_step", "initial_loss"),
     *("cpu_seconds", "wall_seconds"),
 )
+
+
+# Clocks of the training, which takes as long as its steps are many.
+BY_STEPS = {"cpu_seconds", "wall_seconds", "waiting_seconds", "others_cpu_seconds"}
 
 
 class Bill:
@@ -48,6 +53,7 @@ class Bill:
         *,
         device: str,
         conditions: bool,
+        cohort: int,
         warm_up: Callable[[], None],
     ) -> Iterator[None]:
         """Time the local training alone.
@@ -57,6 +63,7 @@ class Bill:
                 :func:`fedsim.measure.memory.peak_memory`.
             device: ``cpu`` or ``cuda``.
             conditions: also measure memory, and what else the machine did meanwhile.
+            cohort: clients that train in the block.
             warm_up: a step that changes nothing, before the first such block of a visit.
         """
         if not conditions:
@@ -70,7 +77,7 @@ class Bill:
         ):
             yield
         self._time_training(vars(clocks))
-        self.add(peak_memory_bytes=peak.above_bytes, threads=torch.get_num_threads(), cohort=1)
+        self.add(peak_memory_bytes=peak.above_bytes, threads=torch.get_num_threads(), cohort=cohort)
 
     def _time_training(self, seconds: Mapping[str, float | None]) -> None:
         """Take over the training's clocks; where they show no time, they stood still."""
@@ -81,4 +88,27 @@ class Bill:
         """Return what a client reports at a level."""
         if level != "off":
             return self._figures
-        return {name: self._figures[name] for name in ALWAYS}
+        return {name: self._figures.get(name) for name in ALWAYS}
+
+    def shared_out(self, steps: np.ndarray, level: str) -> dict[str, np.ndarray]:
+        """Return what each client of a block reports at a level, by column, (clients,).
+
+        The clocks ran for the whole block. Those of the training are shared out by steps, the
+        others evenly; memory and threads were the same for all, and counts stay whole.
+
+        Args:
+            steps: (clients,), optimiser steps that each took.
+            level: how much is measured.
+        """
+        clients, share = len(steps), steps / max(1, steps.sum())
+        columns: dict[str, np.ndarray] = {}
+        for name, value in self.at(level).items():
+            if value is None:
+                continue
+            if name in BY_STEPS:
+                columns[name] = value * share
+            elif name.endswith("_seconds"):
+                columns[name] = np.full(clients, value / clients)
+            else:
+                columns[name] = np.full(clients, value)
+        return columns
