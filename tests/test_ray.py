@@ -18,13 +18,16 @@ from flwr.clientapp import ClientApp
 from fedsim import config, load, simulation
 from fedsim.engine import AppSource, SimulationGrid, open_executor
 from fedsim.engine.executor import Job
-from fedsim.engine.pool import share_records
+from fedsim.engine.chunks import share_records
 from fedsim.errors import EngineError
 from fedsim.vocabulary import vocabulary
 
 pytestmark = pytest.mark.ray
 
-SETTINGS = ["experiment.rounds=4", "data.clients=12", "server.clients_per_round=6"]
+SETTINGS = [
+    *("engine.name=ray", "experiment.rounds=4"),
+    *("data.clients=12", "server.clients_per_round=6"),
+]
 
 
 def run(out: Path, *settings: str, executor=None) -> str:
@@ -192,8 +195,14 @@ def test_arrays_arrive_writable_and_whole(open_grid):
 
 
 def test_workers_that_cannot_load_the_app_are_an_error_at_the_start():
-    with pytest.raises(EngineError, match="workers could not start"):
-        open_executor("ray", AppSource("missing_module:app", "/"), workers=1)
+    executor = open_executor("ray", AppSource("missing_module:app", "/"), workers=1)
+    try:
+        with pytest.raises(EngineError, match=r"could not load the app on .*missing_module:app"):
+            executor.wait_ready()
+        with pytest.raises(EngineError, match="missing_module:app"):
+            SimulationGrid(executor, nodes=1).send_and_receive([])
+    finally:
+        executor.close()
 
 
 def test_what_all_messages_share_travels_once():
@@ -212,11 +221,10 @@ def test_what_all_messages_share_travels_once():
 def test_a_worker_killed_in_a_run_leaves_the_bits_as_they_were(reference, tmp_path):
     experiment = config.read(None, [*SETTINGS, "engine.workers=2"], vocabulary=vocabulary())
     executor = simulation.open_engine(experiment)
-    pids = [handle.actor for handle in executor._handles]
     try:
         import ray
 
-        ray.kill(pids[0])
+        ray.kill(executor._crew.handles[0].actor)
         assert run(tmp_path / "run", executor=executor) == reference["server.strategy=fedavg"]
     finally:
         executor.close()
@@ -247,5 +255,5 @@ sys.exit(done.returncode)
 
 
 def test_an_address_that_nobody_listens_at_is_an_error_at_once():
-    with pytest.raises(EngineError, match=r"127\.0\.0\.1:1.*check the address"):
+    with pytest.raises(EngineError, match=r"127\.0\.0\.1:1.*check engine.address"):
         open_executor("ray", AppSource.of(ClientApp()), workers=1, address="127.0.0.1:1")

@@ -37,6 +37,13 @@ class Outcome:
 class Executor(Protocol):
     """Runs jobs in any order; what a job returns must not depend on that order."""
 
+    def wait_ready(self) -> None:
+        """Wait until clients can run.
+
+        Raises:
+            EngineError: they never will.
+        """
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Take on jobs, without waiting for them."""
 

@@ -124,6 +124,7 @@ class SimulationGrid(Grid):
         A client that has not answered by then is given up: it will not be running when the next
         round starts, and its late reply is never seen.
         """
+        self._executor.wait_ready()  # starting is nobody's fault: the time counts from here
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         wanted = set(self.push_messages(messages))
         while (missing := wanted & self._waiting.keys()) and time.monotonic() <= deadline:
@@ -178,6 +179,7 @@ class SimulationGrid(Grid):
             ValueError: a block is empty, or names a client that is not there.
         """
         self._check(blocks)
+        self._executor.wait_ready()
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         numbers = []
         for block in blocks:

@@ -21,6 +21,9 @@ class InlineExecutor:
         self._app = app
         self._queue: deque[Job] = deque()
 
+    def wait_ready(self) -> None:
+        """Return: this process is there."""
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs; nothing runs yet."""
         self._queue.extend(jobs)

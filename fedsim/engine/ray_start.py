@@ -1,0 +1,160 @@
+"""Ray itself: started on this machine or joined by its address, beside whatever else starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from fedsim.errors import EngineError
+
+CONNECT_SECONDS = 10.0
+# Up to so many bytes, an argument or a reply travels inside its call. Ray's default sends the
+# model of a small network through the object store, which takes three times as long. Only whoever
+# starts Ray can set it.
+OUR_INLINE_BYTES, RAYS_INLINE_BYTES = 4 * 2**20, 100_000
+
+
+class RaySession:
+    """Ray, for as long as it is needed; starting takes place in a thread.
+
+    The thread stays until the end: what Ray starts on this machine is tied to the thread that
+    started it, and would end with it. ``then`` runs in it as soon as Ray is up.
+    ``inline_bytes`` says how large a call may be without a detour over the object store.
+
+    Raises:
+        EngineError: nobody answers at the address.
+    """
+
+    def __init__(self, cores: int, address: str, then: Callable[[], None]) -> None:
+        if address:
+            knock(address)
+        self.inline_bytes = RAYS_INLINE_BYTES
+        self._arguments = (cores, address, then)
+        self._up = threading.Event()
+        self._over = threading.Event()
+        self._problem: BaseException | None = None
+        self._thread = threading.Thread(target=self._keep, name="fedsim-ray", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until Ray is up.
+
+        Raises:
+            EngineError: it could not be started or reached.
+        """
+        self._up.wait()
+        if self._problem is not None:
+            raise self._problem
+
+    def settle(self) -> None:
+        """Wait until Ray is up, or will not be."""
+        self._up.wait()
+
+    def close(self) -> None:
+        """Shut Ray down, if it was started or joined here."""
+        self._over.set()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        cores, address, then = self._arguments
+        ours = False
+        try:
+            ours = start_ray(cores, address)
+            if ours and not address:
+                self.inline_bytes = OUR_INLINE_BYTES
+            then()
+        except BaseException as problem:  # whatever it is, it belongs to who waits
+            self._problem = problem
+        self._up.set()
+        self._over.wait()
+        if ours and ray.is_initialized():
+            ray.shutdown()
+
+
+def start_ray(cores: int, address: str) -> bool:
+    """Start or join Ray; return whether it must be shut down by whoever called.
+
+    Raises:
+        EngineError: Ray cannot be started or reached.
+    """
+    if ray.is_initialized():
+        return False
+    options: dict[str, Any] = {"address": address}
+    if not address:
+        options = {
+            "num_cpus": cores,
+            "include_dashboard": False,
+            "_system_config": {"max_direct_call_object_size": OUR_INLINE_BYTES},
+        }
+    try:
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    except (RayError, ConnectionError, OSError, RuntimeError, ValueError, TimeoutError) as error:
+        where = f"the Ray cluster at {address!r}" if address else "Ray on this machine"
+        verb = "reached" if address else "started"
+        remedy = "check engine.address" if address else 'use engine.name = "inline"'
+        raise EngineError(f"{where} could not be {verb}: {error}; {remedy}") from error
+    return True
+
+
+def knock(address: str) -> None:
+    """Refuse an address ``host:port`` at which nobody listens; Ray would try for minutes.
+
+    Other forms of address (``auto``, ``ray://...``) are left to Ray.
+    """
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit() and "/" not in host):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise EngineError(
+            f"the Ray cluster at {address!r} could not be reached: {error} (tried for up to "
+            f"{CONNECT_SECONDS:g} s); check engine.address, or leave it empty to start Ray here"
+        ) from error
+
+
+def cores_here() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def places(workers: int, *, gpu: bool) -> tuple[int, float]:
+    """Return how many workers to start on the Ray that is running, and each one's share of a GPU.
+
+    Args:
+        workers: as many as asked for; 0 means one for each CPU that Ray has, on all nodes.
+        gpu: the workers share the GPUs that Ray has, evenly.
+
+    Raises:
+        EngineError: Ray has no GPU, or no CPU.
+    """
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    count = workers or int(resources.get("CPU", 0))
+    if count < 1:
+        raise EngineError("Ray has no CPU at all: give its nodes some, or set engine.workers")
+    if not gpu:
+        return count, 0.0
+    gpus = int(resources.get("GPU", 0))
+    if gpus < 1:
+        raise EngineError(
+            'engine.device = "cuda": Ray sees no GPU on any of its nodes; use engine.device = "cpu"'
+        )
+    return count, gpu_share(count, gpus)
+
+
+def gpu_share(workers: int, gpus: int) -> float:
+    """Return the share of a GPU with which so many workers fit onto so many GPUs.
+
+    Ray counts in ten-thousandths; the share is rounded down to them, so that the last one fits.
+    """
+    on_one = -(-workers // gpus)
+    return (10_000 // on_one) / 10_000
