@@ -194,8 +194,9 @@ class FlowerAggregator:
             self._strategy.current_arrays = None  # FedAvgM would keep its own, unrounded copy
         if hasattr(self._strategy, "client_learning_rate"):
             self._strategy.client_learning_rate = learning_rate
+        # It makes a message for every node that it sees; we make our own.
         self._strategy.configure_train(
-            round + self._kind.round_offset, held(arrays), ConfigRecord(), ChosenNodes(nodes)
+            round + self._kind.round_offset, held(arrays), ConfigRecord(), ChosenNodes(nodes[:1])
         )
         return Instruction(
             round=round,
