@@ -29,7 +29,8 @@ class LedgerWriter:
         self._ledger = ledger
         self._waiting: deque[tuple[Entry, Mapping[str, str]]] = deque()
         self._changed = threading.Condition()
-        self._busy = self._closed = False
+        self._under_way = 0  # rounds in the transaction that is being written
+        self._closed = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._thread.start()
@@ -45,7 +46,7 @@ class LedgerWriter:
             LedgerError: an earlier round could not be stored.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._error or len(self._waiting) < ROUNDS_BEHIND)
+            self._changed.wait_for(lambda: self._error or self._behind() < ROUNDS_BEHIND)
             self._raise()
             self._waiting.append((entry, blanks))
             self._changed.notify_all()
@@ -57,8 +58,11 @@ class LedgerWriter:
             LedgerError: one could not be.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._error or not (self._waiting or self._busy))
+            self._changed.wait_for(lambda: self._error or not self._behind())
             self._raise()
+
+    def _behind(self) -> int:
+        return len(self._waiting) + self._under_way
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -72,21 +76,19 @@ class LedgerWriter:
                     return
                 taken = list(self._waiting)
                 self._waiting.clear()
-                self._busy = True
-                self._changed.notify_all()
+                self._under_way = len(taken)
             try:
                 self._ledger.append_all([entry for entry, _ in taken])
                 for _, blanks in taken:
                     self._ledger.note_blanks(blanks)
             except BaseException as error:  # is raised where the next round is handed over
                 with self._changed:
-                    self._error = error
-                    self._busy = False
+                    self._error, self._under_way = error, 0
                     self._waiting.clear()
                     self._changed.notify_all()
                 return
             with self._changed:
-                self._busy = False
+                self._under_way = 0
                 self._changed.notify_all()
 
     def __enter__(self) -> Self:
