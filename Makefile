@@ -25,8 +25,8 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure dispatch against Flower's own simulation
-	$(BIN)/python benchmarks/dispatch.py
+bench: $(READY)  ## measure fedsim against its peers; writes docs/performance.md (half an hour)
+	$(BIN)/python -m benchmarks --document
 
 clean:  ## remove the virtual environment and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

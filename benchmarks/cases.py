@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 from benchmarks.spec import Spec
 
@@ -75,8 +77,8 @@ def training(
     title: str,
     spec: Spec,
     rounds: Mapping[str, Rounds],
-    targets: Mapping[str, float] = field(default_factory=dict),
-    **told: object,
+    targets: Mapping[str, float] = MappingProxyType({}),
+    **told: Any,
 ) -> Case:
     """Return a case in which every system trains the same federation."""
     entries = []
@@ -96,7 +98,6 @@ SMALL = Spec(model="small", examples=30, batch_size=10)
 CNN = Spec(model="cnn", clients=100, examples=50, batch_size=10)
 NOOP = Spec(model="tiny", clients=100, examples=2, cohort=100)
 TINY = Spec(model="tiny", examples=2, batch_size=2, warm_up=3)
-EMPTY = {}
 
 
 def registered(clients: int, cohort: int) -> Entry:

@@ -1,4 +1,4 @@
-"""The environment of the peers, apart from the project's own: made once, kept until its list changes.
+"""The peers' environment, apart from the project's own; kept until its list changes.
 
 fedsim and Flower run in the project's environment, with the versions that ``constraints.txt``
 names; the plain loops and pfl-research run in this one, on the same torch, NumPy and JAX.

@@ -1,4 +1,4 @@
-"""Runs one measurement in a process of its own, and watches what else the machine does meanwhile."""
+"""Runs a measurement in a process of its own, and watches what the machine does meanwhile."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RunnerFailed(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """What the machine had done by a moment: ticks of all cores, and of the suite's own processes."""
+    """What the machine had done by a moment: ticks of all cores, and of the suite itself."""
 
     seconds: float
     busy: int
@@ -125,7 +125,7 @@ def stop(process: subprocess.Popen[str], signal_number: int) -> None:
 
 
 def undisturbed(
-    entry: Entry, data: Path, *, tolerated: float, retries: int, seconds_left: float = 1e9
+    entry: Entry, data: Path, *, tolerated: float, retries: int
 ) -> list[dict[str, Any]]:
     """Run an entry until a run is undisturbed, a few times at most; return every run.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 TICKS = os.sysconf("SC_CLK_TCK")
 RAY_HELPERS = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -60,11 +61,15 @@ def busy_ticks(text: str) -> int:
     return sum(fields) - idle - waiting
 
 
-def memory() -> dict[str, object]:
-    """Return RSS, PSS and peak RSS in bytes of this process, its workers and other helpers."""
+def memory() -> dict[str, Any]:
+    """Return RSS, PSS and peak RSS in bytes of this process, its workers and other helpers.
+
+    Under torchrun the other processes are siblings.
+    """
     mine = os.getpid()
-    report: dict[str, object] = {"driver": memory_of(mine), "workers": [], "helpers": []}
-    for process in tree(mine, all_processes()):
+    root = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else mine
+    report: dict[str, Any] = {"driver": memory_of(mine), "workers": [], "helpers": []}
+    for process in tree(root, all_processes()):
         if process.pid != mine and (used := memory_of(process.pid)):
             report["workers" if is_worker(process.pid) else "helpers"].append(used)
     return report

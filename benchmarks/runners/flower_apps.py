@@ -49,9 +49,7 @@ def train(message: Message, context: Context) -> Message:
     return Message(content=content, reply_to=message)
 
 
-def sgd(
-    net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, spec: Spec
-) -> tuple[float, int]:
+def sgd(net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, spec: Spec) -> tuple[float, int]:
     """Take one epoch of mini-batch SGD; return the last loss and the number of steps."""
     optimizer = torch.optim.SGD(net.parameters(), lr=spec.learning_rate)
     steps = 0

@@ -1,4 +1,4 @@
-"""A cold start: seconds from ``fedsim run`` to the end of the first round, as a user waits for it."""
+"""A cold start: seconds from ``fedsim run`` to the first round's end, as a user waits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def measure(spec: Spec) -> dict[str, Any]:
         command = [str(fedsim), "run", *chosen, "-s", f"run.out={directory}/run"]
         print(BEGIN, flush=True)
         started = time.perf_counter()
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        running = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         assert running.stdout is not None
         first, lines = None, []
         for line in running.stdout:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -33,7 +34,7 @@ def initial(spec: Spec) -> list[np.ndarray]:
     width = WIDTHS[spec.model]
     sizes = [spec.shape[0], width, width, CLASSES]
     arrays: list[np.ndarray] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         scale = np.float32((2 / inputs) ** 0.5)
         arrays.append(rng.standard_normal((inputs, outputs), dtype=np.float32) * scale)
         arrays.append(np.zeros(outputs, np.float32))

@@ -1,4 +1,4 @@
-"""A plain loop in torch, one process, one client after another: what a user writes without a framework.
+"""A plain loop in torch, one client after another: what is written without a framework.
 
 Module, autograd, ``torch.optim.SGD``, batches by slicing indices, the mean in place. No rows, no
 messages, no evaluation.
