@@ -97,6 +97,7 @@ def train_clients(
         device=experiment.engine.device,
         conditions=light,
         cohort=len(clients),
+        all_threads=trainer.uses_threads,
         warm_up=prepare,
     ):
         result = trainer.train(

@@ -4,6 +4,7 @@ import numpy as np, torch
 from fedsim.training import train_locally, load_arrays, read_arrays
 from fedsim.training.cohort import CohortResult
 class Stub:
+    uses_threads = False
     def __init__(self, model, ds, **kw): self.m, self.ds, self.kw = model, ds, kw
     def prepare(self, arrays, clients): pass
     def train(self, arrays, clients, *, learning_rate, rngs, corrections=None):

@@ -44,11 +44,12 @@ MODELLED_FROM = {
 GIVEN_BY_CLIENTS = {
     "cpu_seconds": "a client gave none: its clock stood still or stepped back",
     "wall_seconds": "a client gave none: its clock stood still or stepped back",
+    "waiting_seconds": "a client gave none: it is from /proc/thread-self/schedstat, which Linux has "
+    "and containers may forbid; of XLA's own threads it says nothing",
     **{
         column: f"a client gave none: it is from {path}, which Linux has and containers may forbid"
         for column, path in (
             ("peak_memory_bytes", "/proc/self/clear_refs and status"),
-            ("waiting_seconds", "/proc/thread-self/schedstat"),
             ("others_cpu_seconds", "/proc/stat"),
         )
     },

@@ -54,6 +54,7 @@ class Bill:
         device: str,
         conditions: bool,
         cohort: int,
+        all_threads: bool,
         warm_up: Callable[[], None],
     ) -> Iterator[None]:
         """Time the local training alone.
@@ -64,16 +65,18 @@ class Bill:
             device: ``cpu`` or ``cuda``.
             conditions: also measure memory, and what else the machine did meanwhile.
             cohort: clients that train in the block.
+            all_threads: the training runs in other threads too, see
+                :func:`fedsim.measure.clocks.spent`.
             warm_up: a step that changes nothing, before the first such block of a visit.
         """
         if not conditions:
-            with spent() as seconds:
+            with spent(all_threads=all_threads) as seconds:
                 yield
             self._time_training(vars(seconds))
             return
         with (
             peak_memory(visit, device=device, warm_up=warm_up) as peak,
-            training_clocks() as clocks,
+            training_clocks(all_threads=all_threads) as clocks,
         ):
             yield
         self._time_training(vars(clocks))

@@ -40,22 +40,25 @@ class Training:
 
 
 @contextmanager
-def spent() -> Iterator[Spent]:
-    """Measure the block: CPU time of this thread alone, and wall time, on monotonic clocks.
+def spent(*, all_threads: bool = False) -> Iterator[Spent]:
+    """Measure the block: CPU time and wall time, on monotonic clocks.
 
-    Work that the block hands to other threads is missed, which is why clients train with one.
+    Args:
+        all_threads: CPU time of the whole process, for work that runs in threads of its own, as
+            XLA's does; otherwise of this thread alone, and work that it hands on is missed.
     """
+    clock = time.process_time if all_threads else time.thread_time
     seconds = Spent()
-    wall, cpu = time.perf_counter(), time.thread_time()
+    wall, cpu = time.perf_counter(), clock()
     try:
         yield seconds
     finally:
-        seconds.cpu_seconds = elapsed(cpu, time.thread_time())
+        seconds.cpu_seconds = elapsed(cpu, clock())
         seconds.wall_seconds = elapsed(wall, time.perf_counter())
 
 
 @contextmanager
-def training_clocks(proc: str = "/proc") -> Iterator[Training]:
+def training_clocks(proc: str = "/proc", *, all_threads: bool = False) -> Iterator[Training]:
     """Measure the block as :func:`spent` does, and what else ran while it did (Linux).
 
     ``waiting_seconds`` is exact. ``others_cpu_seconds`` is the machine's busy time less that of
@@ -66,15 +69,17 @@ def training_clocks(proc: str = "/proc") -> Iterator[Training]:
 
     Args:
         proc: where the proc file system is mounted.
+        all_threads: as for :func:`spent`; how long other threads wait for a core is not known.
     """
     training = Training()
-    waited, busy, own = run_queue_seconds(proc), busy_seconds(proc), time.process_time()
+    waited = None if all_threads else run_queue_seconds(proc)
+    busy, own = busy_seconds(proc), time.process_time()
     try:
-        with spent() as seconds:
+        with spent(all_threads=all_threads) as seconds:
             yield training
     finally:
         busy_after, own_after = busy_seconds(proc), time.process_time()
-        waited_after = run_queue_seconds(proc)
+        waited_after = None if all_threads else run_queue_seconds(proc)
         training.cpu_seconds = seconds.cpu_seconds
         training.wall_seconds = seconds.wall_seconds
         if waited is not None and waited_after is not None:
