@@ -26,6 +26,7 @@ from fedsim.federation.transport import Transport
 from fedsim.ledger.store import Entry
 from fedsim.ledger.writer import LedgerWriter
 from fedsim.measure.energy import not_measured, package_energy
+from fedsim.measure.stability import allowed_cores
 from fedsim.records import RoundRow
 from fedsim.runs import open_run
 from fedsim.training import learning_rate, load_arrays, read_arrays
@@ -83,6 +84,7 @@ def main(grid: Grid, context: Context) -> None:
                 level=level,
                 activation=experiment.model.activation,
                 seed=settings.seed,
+                threads=len(allowed_cores()) or 1,
             ),
             evaluate_every=server.evaluate_every,
             timeout_seconds=server.round_timeout_seconds,

@@ -13,7 +13,14 @@ from fedsim.randomness import stream
 
 
 def examine(
-    model: Module, x: Tensor, y: Tensor, *, level: str, activation: str, seed: int
+    model: Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    level: str,
+    activation: str,
+    seed: int,
+    threads: int = 1,
 ) -> Evaluation:
     """Return accuracy and loss, and at level ``full`` the health of every layer.
 
@@ -23,9 +30,10 @@ def examine(
         level: how much is measured.
         activation: the model's, as the registry writes it.
         seed: the experiment's; it fixes the probe batch.
+        threads: that evaluate, while the clients' workers have nothing to do.
     """
     if level != "full":
-        accuracy, loss = evaluate(model, x, y)
+        accuracy, loss = evaluate(model, x, y, threads=threads)
         return Evaluation(accuracy=accuracy, loss=loss)
     probe = torch.from_numpy(probe_indices(len(y), stream(seed, "test-probe")))
     health = look(model, x, y, probe=probe, activation=activation)
