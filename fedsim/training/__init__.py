@@ -1,16 +1,33 @@
-"""Local training: what one client does with the global model and its own examples."""
+"""Local training: what one client does with the global model and its own examples, and many."""
 
+from fedsim.training.blocks import Plan, cut_blocks, plan_for
+from fedsim.training.cohort import CohortResult, CohortTrainer, Recipe
+from fedsim.training.digest import Digest
 from fedsim.training.local import LocalResult, mean_loss, train_locally, warm_up
+from fedsim.training.making import make_trainer, translatable
+from fedsim.training.orders import steps_of
 from fedsim.training.parameters import load_arrays, read_arrays
 from fedsim.training.schedule import SCHEDULES, learning_rate
+from fedsim.training.traced import Untranslatable
 
 __all__ = [
     "SCHEDULES",
+    "CohortResult",
+    "CohortTrainer",
+    "Digest",
     "LocalResult",
+    "Plan",
+    "Recipe",
+    "Untranslatable",
+    "cut_blocks",
     "learning_rate",
     "load_arrays",
+    "make_trainer",
     "mean_loss",
+    "plan_for",
     "read_arrays",
+    "steps_of",
     "train_locally",
+    "translatable",
     "warm_up",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from fedsim.training.digest import Digest
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -44,7 +47,18 @@ class CohortResult:
 
 
 class CohortTrainer(Protocol):
-    """One model, one recipe, one dataset in memory; trains clients by the indices they hold."""
+    """One model, one recipe, one dataset in memory; trains clients by the indices they hold.
+
+    Made by :func:`fedsim.training.making.make_trainer`.
+    """
+
+    def prepare(self, arrays: Arrays, clients: Sequence[npt.NDArray[np.int64]]) -> None:
+        """Load and compile what training these clients needs; trains nobody.
+
+        Args:
+            arrays: a model, as for ``train``; its values do not matter.
+            clients: at least one, as for ``train``.
+        """
 
     def train(
         self,
@@ -52,7 +66,7 @@ class CohortTrainer(Protocol):
         clients: Sequence[npt.NDArray[np.int64]],
         *,
         learning_rate: float,
-        rngs: Sequence[np.random.Generator],
+        rngs: Iterable[np.random.Generator],
         corrections: Sequence[Arrays] | None = None,
     ) -> CohortResult:
         """Train each client from the same model.
@@ -63,9 +77,18 @@ class CohortTrainer(Protocol):
             arrays: the model that all start from, by name: parameters and buffers.
             clients: for each, the indices of its examples in the dataset; at least one each.
             learning_rate: of this round.
-            rngs: for each client, the generator that orders its examples.
+            rngs: for each client, the generator that orders its examples. It is used up before the
+                next one is taken, so that one object may serve them all.
             corrections: for each client, what is added to every gradient, by parameter (SCAFFOLD).
 
         Raises:
             ValueError: a client holds no examples.
+        """
+
+    def digest(self, start: Arrays, result: CohortResult) -> Digest:
+        """Return the sum of the models weighted by examples, and the sizes of their updates.
+
+        Args:
+            start: what ``train`` was given.
+            result: what it gave.
         """

@@ -1,0 +1,173 @@
+"""Which examples a client takes in which step, as arrays of the shapes that programs want.
+
+A client's batches are those of :func:`fedsim.training.local.batches`, drawn from its generator in
+the same way. Steps and batch sizes differ between clients; shapes of arrays do in a few sizes only,
+so that few programs serve all. A client's shape depends on the client alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsim.training.cohort import Recipe
+
+Ints = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int32]
+
+# Batches up to this size have that width at every client; wider ones fit the client's examples.
+NARROW = 64
+
+
+@dataclass(frozen=True, order=True)
+class Shape:
+    """Of a client's array of indices: (steps, width), with room to spare."""
+
+    steps: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Clients of one shape that a program takes at once.
+
+    Attributes:
+        places: (count,), of the clients in the call, ascending.
+        order: (steps, lanes, width), int32: dataset indices; lanes beyond ``count`` hold zeros.
+        plan: (lanes, 4), int32: steps; batches a pass; examples in a batch, and in the last of a
+            pass. Lanes beyond ``count`` take no step.
+    """
+
+    shape: Shape
+    places: Ints
+    order: Indices
+    plan: Indices
+
+
+def steps_of(examples: npt.ArrayLike, *, epochs: int, steps: int, batch_size: int) -> Ints:
+    """Return how many steps clients with so many examples take; arguments as ``train_locally``."""
+    held = np.asarray(examples, np.int64)
+    if steps:
+        return np.full(held.shape, steps, np.int64)
+    per_epoch = -(-held // batch_size) if batch_size else np.ones_like(held)
+    return epochs * per_epoch
+
+
+def shape_of(examples: int, recipe: Recipe) -> Shape:
+    """Return the shape of a client's indices.
+
+    Steps are rounded up to a power of four, from 16 on; what is not taken costs no time.
+
+    Raises:
+        ValueError: there are no examples.
+    """
+    if examples < 1:
+        raise ValueError("this client holds no examples")
+    taken = int(
+        steps_of(examples, epochs=recipe.epochs, steps=recipe.steps, batch_size=recipe.batch_size)
+    )
+    steps = 16
+    while steps < taken:
+        steps *= 4
+    if 0 < recipe.batch_size <= NARROW:
+        return Shape(steps, recipe.batch_size)
+    return Shape(steps, _roomy(min(recipe.batch_size or examples, examples), recipe.batch_size))
+
+
+def _roomy(width: int, most: int) -> int:
+    """Return the next of 1, 2, 3, 4, 6, 8, 12, ...: at most ``most`` unless that is 0."""
+    power = 1 << (width - 1).bit_length()
+    roomy = power * 3 // 4 if power >= 4 and width <= power * 3 // 4 else power
+    return min(roomy, most) if most else roomy
+
+
+def chunks(
+    clients: Sequence[npt.NDArray[np.int64]],
+    rngs: Iterable[np.random.Generator],
+    recipe: Recipe,
+    *,
+    lanes: int,
+) -> Iterator[Chunk]:
+    """Yield a call's clients in chunks of one shape, each filled in the order of the clients.
+
+    Args:
+        clients: their dataset indices.
+        rngs: one for each client; it is used up before the next one is taken.
+        lanes: clients a chunk.
+
+    Raises:
+        ValueError: a client holds no examples.
+    """
+    shapes = [shape_of(len(held), recipe) for held in clients]
+    open_chunks: dict[Shape, Chunk] = {}
+    filled: dict[Shape, list[int]] = {}
+    for place, (held, shape, rng) in enumerate(zip(clients, shapes, rngs, strict=True)):
+        if shape not in open_chunks:
+            open_chunks[shape] = blank_chunk(shape, lanes)
+            filled[shape] = []
+        chunk, lane = open_chunks[shape], len(filled[shape])
+        chunk.plan[lane] = write_order(chunk.order[:, lane], held, rng, recipe)
+        filled[shape].append(place)
+        if lane + 1 == lanes:
+            yield _closed(open_chunks.pop(shape), filled.pop(shape))
+    for shape in sorted(open_chunks):
+        yield _closed(open_chunks[shape], filled[shape])
+
+
+def blank_chunk(shape: Shape, lanes: int) -> Chunk:
+    """Return a chunk without clients."""
+    return Chunk(
+        shape=shape,
+        places=np.empty(0, np.int64),
+        order=np.zeros((shape.steps, lanes, shape.width), np.int32),
+        plan=np.tile(np.array([0, 1, 1, 1], np.int32), (lanes, 1)),
+    )
+
+
+def _closed(chunk: Chunk, places: list[int]) -> Chunk:
+    return Chunk(
+        shape=chunk.shape,
+        places=np.array(places, np.int64),
+        order=chunk.order,
+        plan=chunk.plan,
+    )
+
+
+def write_order(
+    out: Indices, held: npt.NDArray[np.int64], rng: np.random.Generator, recipe: Recipe
+) -> tuple[int, int, int, int]:
+    """Write a client's batches, and return its row of the plan.
+
+    A batch that is smaller than the width repeats its first example, a real one: what is computed
+    for it in vain is as finite as the client's data are.
+
+    Args:
+        out: (steps, width); steps beyond the client's are left as they are.
+        held: the client's dataset indices, at least one.
+        rng: gives one permutation a pass, as in ``batches``.
+    """
+    n, width = len(held), out.shape[1]
+    size = min(recipe.batch_size or n, n)
+    per_pass = -(-n // size)
+    steps = recipe.steps or recipe.epochs * per_pass
+    last = n - (per_pass - 1) * size
+    for start in range(0, steps, per_pass):
+        order = held[rng.permutation(n)]
+        batches = min(per_pass, steps - start)
+        whole = min(batches, n // size)
+        rows = out[start : start + batches]
+        rows[:whole, :size] = order[: whole * size].reshape(whole, size)
+        if whole < batches:
+            rows[whole, :last] = order[whole * size :]
+            rows[whole, last:] = order[whole * size]
+        if size < width:
+            rows[:whole, size:] = rows[:whole, :1]
+    return steps, per_pass, size, last
+
+
+def batch_sizes(plan: Indices, t: int) -> Indices:
+    """Return how many examples each lane's step ``t`` takes, (lanes,)."""
+    return np.where((t + 1) % plan[:, 1] == 0, plan[:, 3], plan[:, 2])

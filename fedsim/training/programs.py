@@ -1,0 +1,277 @@
+"""The programs that XLA compiles: local training of one client after another, or of many at once.
+
+The equations and their order are those of :func:`fedsim.training.local.train_locally`. Arrays of
+parameters are held as the traced graph uses them (``Traced.held``); ``hold`` and ``release`` turn
+them. Imported by ``compiled.py`` alone, as JAX is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from fedsim.training.cohort import Recipe
+from fedsim.training.traced import Traced
+
+Tree = dict[str, Array]
+
+
+class Examples(NamedTuple):
+    """The dataset as it is stored: x is (examples, numbers) of any type, y is (examples,)."""
+
+    x: Array
+    y: Array
+
+
+class Carry(NamedTuple):
+    """What goes from step to step: parameters, velocity (empty without momentum), two losses."""
+
+    w: Tree
+    v: Tree
+    first_loss: Array
+    last_loss: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step of local training as a function of JAX arrays.
+
+    ``parameters`` are those that are trained; the other arrays of the model are constants of it.
+    """
+
+    traced: Traced
+    parameters: tuple[str, ...]
+    recipe: Recipe
+    input_shape: tuple[int, ...]
+    scale: float
+
+    def start(self, w: Tree) -> Carry:
+        """Return what the first step starts from."""
+        momentum = bool(self.recipe.momentum)
+        v = {name: jnp.zeros_like(w[name]) for name in self.parameters} if momentum else {}
+        blank = jnp.full((), jnp.nan, _widest(w))
+        trained = {name: w[name] for name in self.parameters}
+        return Carry(w=trained, v=v, first_loss=blank, last_loss=blank)
+
+    def __call__(
+        self,
+        t: Array,
+        carry: Carry,
+        indices: Array,
+        plan: Array,
+        *,
+        examples: Examples,
+        begin: Tree,
+        learning_rate: Array,
+        correction: Tree | None,
+    ) -> Carry:
+        """Take step ``t``.
+
+        Args:
+            t: (), from 0.
+            indices: (width,), of the batch.
+            plan: (4,), see ``orders.Chunk``.
+            begin: the model at the start: parameters as held, and buffers.
+            correction: by parameter, as held.
+        """
+        recipe = self.recipe
+        count = jnp.where((t + 1) % plan[1] == 0, plan[3], plan[2])
+        loss, g = self._gradient(carry.w, begin, indices, count, examples)
+        if recipe.clip_norm:
+            squares = [jnp.sum(jnp.square(part)) for part in g.values()]
+            factor = jnp.minimum(recipe.clip_norm / jnp.sqrt(sum(squares)), 1)
+            g = {name: part * factor.astype(part.dtype) for name, part in g.items()}
+        if recipe.weight_decay:
+            g = {name: part + recipe.weight_decay * carry.w[name] for name, part in g.items()}
+        if recipe.proximal_mu:
+            mu, w = recipe.proximal_mu, carry.w
+            g = {name: part + mu * (w[name] - begin[name]) for name, part in g.items()}
+        if correction is not None:
+            g = {name: part + correction[name] for name, part in g.items()}
+        if recipe.momentum:
+            g = {name: recipe.momentum * carry.v[name] + part for name, part in g.items()}
+        return Carry(
+            w={n: w - learning_rate.astype(w.dtype) * g[n] for n, w in carry.w.items()},
+            v=g if recipe.momentum else {},
+            first_loss=jnp.where(t == 0, loss, carry.first_loss),
+            last_loss=loss,
+        )
+
+    def _gradient(
+        self, w: Tree, begin: Tree, indices: Array, count: Array, examples: Examples
+    ) -> tuple[Array, Tree]:
+        """Return the mean loss of the first ``count`` examples of a batch, and its gradient."""
+        dtype = _widest(w)
+        rows = jnp.take(examples.x, indices, axis=0, mode="clip")
+        labels = jnp.take(examples.y, indices, mode="clip")
+        # Stored values times the scale in float32, as the dataset gives its features.
+        x = (rows.astype(jnp.float32) * np.float32(self.scale)).astype(dtype)
+        x = x.reshape((-1, *self.input_shape))
+        counted = jnp.arange(len(indices)) < count
+
+        def mean_loss(w: Tree) -> Array:
+            scores = self.traced(release({**begin, **w}, self.traced.held), x)
+            log_p = jax.nn.log_softmax(scores)
+            # Chosen by comparison: a gather's gradient would be a scatter, which is slow.
+            chosen = jnp.arange(scores.shape[1]) == labels[:, None]
+            losses = -jnp.where(chosen & counted[:, None], log_p, 0)
+            return jnp.sum(losses) / count.astype(dtype)
+
+        result: tuple[Array, Tree] = jax.value_and_grad(mean_loss)(w)
+        return result
+
+
+def _widest(arrays: Mapping[str, Any]) -> Any:
+    """Return the floating type of a model, the widest if it has several."""
+    return jnp.result_type(*(a.dtype for a in arrays.values() if a.dtype.kind == "f"))
+
+
+def hold(arrays: Mapping[str, Any], held: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return arrays with their axes in the order in which training holds them."""
+    return {n: a.transpose(held[n]) if n in held else a for n, a in arrays.items()}
+
+
+def release(arrays: Mapping[str, Any], held: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Undo :func:`hold`."""
+    back = {name: tuple(np.argsort(order)) for name, order in held.items()}
+    return {n: a.transpose(back[n]) if n in back else a for n, a in arrays.items()}
+
+
+Program = Callable[..., Any]
+
+
+def one_after_another(step: Step, *, lanes: int) -> Program:
+    """Return the program that trains up to ``lanes`` clients, each to its end before the next.
+
+    It takes (examples, start, order, plan, count, learning_rate, corrections) and gives (models,
+    first losses, last losses), each with the clients along the first axis. ``count`` is how many
+    of the lanes are clients; corrections are by parameter, (lanes, \\*shape), or None.
+    """
+
+    def client(
+        lane: Any, examples: Examples, begin: Tree, order: Array, plan: Array, rate: Array,
+        corrections: Tree | None,
+    ) -> Carry:  # fmt: skip
+        mine = None if corrections is None else {k: c[lane] for k, c in corrections.items()}
+
+        def body(t: Array, carry: Carry) -> Carry:
+            return step(
+                t, carry, order[t, lane], plan[lane],
+                examples=examples, begin=begin, learning_rate=rate, correction=mine,
+            )  # fmt: skip
+
+        end: Carry = lax.fori_loop(0, plan[lane, 0], body, step.start(begin))
+        return end
+
+    def program(
+        examples: Examples, start: Tree, order: Array, plan: Array, count: Array, rate: Array,
+        corrections: Tree | None,
+    ) -> tuple[Tree, Array, Array]:  # fmt: skip
+        held = step.traced.held
+        begin = hold(start, held)
+        if corrections is not None:
+            corrections = jax.vmap(lambda c: hold(c, held))(corrections)
+
+        def train(lane: Any) -> tuple[Tree, Array, Array]:
+            end = client(lane, examples, begin, order, plan, rate, corrections)
+            return release(end.w, held), end.first_loss, end.last_loss
+
+        if lanes == 1:
+            only: tuple[Tree, Array, Array] = jax.tree.map(lambda a: a[None], train(0))
+            return only
+        shapes = jax.eval_shape(lambda: train(0))
+        room = jax.tree.map(lambda a: jnp.zeros((lanes, *a.shape), a.dtype), shapes)
+
+        def body(lane: Array, out: Any) -> Any:
+            return jax.tree.map(lambda o, a: o.at[lane].set(a), out, train(lane))
+
+        return lax.fori_loop(0, count, body, room)  # type: ignore[no-any-return]
+
+    made: Program = jax.jit(program)
+    return made
+
+
+def together(step: Step, *, lanes: int) -> Program:
+    """Return the program that trains ``lanes`` clients in step; as :func:`one_after_another`."""
+
+    def program(
+        examples: Examples, start: Tree, order: Array, plan: Array, count: Array, rate: Array,
+        corrections: Tree | None,
+    ) -> tuple[Tree, Array, Array]:  # fmt: skip
+        held = step.traced.held
+        begin = hold(start, held)
+        if corrections is not None:
+            corrections = jax.vmap(lambda c: hold(c, held))(corrections)
+        first = step.start(begin)
+        carries = jax.tree.map(lambda a: jnp.broadcast_to(a, (lanes, *a.shape)), first)
+
+        def lane(t: Array, carry: Carry, indices: Array, plan: Array, mine: Tree | None) -> Carry:
+            new = step(
+                t, carry, indices, plan,
+                examples=examples, begin=begin, learning_rate=rate, correction=mine,
+            )  # fmt: skip
+            # A client that has finished stays as it is.
+            kept: Carry = jax.tree.map(lambda a, b: jnp.where(t < plan[0], a, b), new, carry)
+            return kept
+
+        axes = (None, 0, 0, 0, None if corrections is None else 0)
+
+        def body(t: Array, carries: Carry) -> Carry:
+            new: Carry = jax.vmap(lane, in_axes=axes)(t, carries, order[t], plan, corrections)
+            return new
+
+        end = lax.fori_loop(0, jnp.max(plan[:, 0]), body, carries)
+        back = jax.vmap(lambda w: release(w, held))(end.w)
+        return back, end.first_loss, end.last_loss
+
+    return jax.jit(program)
+
+
+def step_by_step(step: Step) -> Program:
+    """Return a function like that of :func:`one_after_another` for one client, looped by the host.
+
+    Within a loop of XLA's, a processor's convolutions lose their fast kernels (a factor of 20).
+    """
+    held = step.traced.held
+
+    @jax.jit
+    def begin(start: Tree, corrections: Tree | None) -> tuple[Tree, Carry, Tree | None]:
+        mine = None if corrections is None else {k: c[0] for k, c in corrections.items()}
+        start = hold(start, held)
+        # Copies, since the first step may write into what it is given.
+        carry = jax.tree.map(lambda a: a.copy(), step.start(start))
+        return start, carry, None if mine is None else hold(mine, held)
+
+    def one(
+        carry: Carry, t: Array, order: Array, plan: Array, examples: Examples, start: Tree,
+        rate: Array, correction: Tree | None,
+    ) -> Carry:  # fmt: skip
+        return step(
+            t, carry, order[t, 0], plan[0],
+            examples=examples, begin=start, learning_rate=rate, correction=correction,
+        )  # fmt: skip
+
+    one_step = jax.jit(one, donate_argnums=0)
+
+    @jax.jit
+    def end(carry: Carry) -> tuple[Tree, Array, Array]:
+        result = (release(carry.w, held), carry.first_loss, carry.last_loss)
+        return jax.tree.map(lambda a: a[None], result)  # type: ignore[no-any-return]
+
+    def program(
+        examples: Examples, start: Tree, order: Any, plan: Any, count: Any, rate: Any,
+        corrections: Tree | None,
+    ) -> Any:  # fmt: skip
+        place, carry, correction = begin(start, corrections)
+        on_device = jax.device_put((order, plan))
+        for t in range(int(plan[0, 0])):
+            carry = one_step(carry, np.int32(t), *on_device, examples, place, rate, correction)
+        return end(carry)
+
+    return program

@@ -1,0 +1,74 @@
+"""Loads JAX for this process as local training wants it; the one place where that is decided."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from fedsim.errors import ConfigError
+
+# A worker keeps to its core, as torch.set_num_threads(1) does for torch.
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+INSTALL = "pip install 'fedsim[xla]'"
+
+
+def load_jax() -> ModuleType:
+    """Import JAX, on its first call with the settings that it reads at its import.
+
+    XLA then runs on one thread and does not seize a GPU's memory in advance, unless the user has
+    decided otherwise in ``XLA_FLAGS`` or ``XLA_PYTHON_CLIENT_PREALLOCATE``; what it compiles is
+    kept on disk for the processes that come after, see :func:`cache_directory`.
+
+    Raises:
+        ConfigError: JAX is not installed.
+    """
+    first = "jax" not in sys.modules
+    if first:
+        given = os.environ.get("XLA_FLAGS", "")
+        if "intra_op_parallelism_threads" not in given:
+            os.environ["XLA_FLAGS"] = f"{ONE_THREAD} {given}".strip()
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        jax = importlib.import_module("jax")
+    except ImportError as error:
+        raise ConfigError(
+            [
+                f"train.compiler = 'xla': JAX cannot be imported ({error}); "
+                f"install it with {INSTALL}, or use train.compiler = 'torch'"
+            ]
+        ) from error
+    if not jax.config.jax_compilation_cache_dir:
+        keep_compiled(jax, cache_directory())
+    return jax
+
+
+def installed() -> bool:
+    """Say whether JAX can be found, without importing it."""
+    if "jax" in sys.modules:
+        return sys.modules["jax"] is not None
+    return importlib.util.find_spec("jax") is not None
+
+
+def cache_directory() -> Path:
+    """Return where compiled programs are kept: ``compiled`` in fedsim's cache directory.
+
+    That is ``FEDSIM_CACHE_DIR``, or ``fedsim`` in the user's cache directory.
+    """
+    given = os.environ.get("FEDSIM_CACHE_DIR")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsim"
+    return (Path(given) if given else base) / "compiled"
+
+
+def keep_compiled(jax: ModuleType, directory: Path) -> None:
+    """Let JAX keep what it compiles in a directory, small programs too, if it can be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(directory, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
