@@ -3,15 +3,17 @@
     python -m benchmarks.flame after [--seconds 8] [--model 2nn] [--out docs]
 
 runs the 2NN at B=10, 100 clients a round, on two workers; samples the driver, then a worker, with
-py-spy; writes ``flame-NAME-driver.svg`` and ``flame-NAME-worker.svg``, and prints the share of the
-samples that lie in compute kernels. py-spy stops a process while it looks, so that rounds are
-slower meanwhile; where the time goes within a process stays the same. What waits is not sampled.
+py-spy, and writes ``flame-NAME-driver.svg`` and ``flame-NAME-worker.svg``. py-spy stops a process
+while it looks, so that rounds are slower meanwhile; it sees Python's threads alone, and leaves out
+what waits. Where ``perf`` is installed, it then says, at full speed and of all threads, how busy
+the worker is and which share of that lies in compute kernels.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,8 +22,8 @@ from pathlib import Path
 
 from benchmarks.data import data_file
 from benchmarks.environment import BENCH, prepare
-from benchmarks.flamegraph import draw, kernel_share, parse
-from benchmarks.processes import all_processes, is_worker, tree
+from benchmarks.flamegraph import draw, kernel_share, parse, perf_kernel_share
+from benchmarks.processes import TICKS, all_processes, is_worker, tree
 from benchmarks.runners.common import BEGIN
 from benchmarks.spec import Spec
 
@@ -37,6 +39,20 @@ def record(pid: int, seconds: int, path: Path) -> dict[tuple[str, ...], int]:
     if not path.exists():
         raise SystemExit(f"py-spy: {done.stderr.strip()}")
     return parse(path.read_text())
+
+
+def processor_share(pid: int, seconds: int, directory: Path) -> tuple[float, float]:
+    """Return how busy a process is, in cores, and the share of that in compute kernels."""
+    samples = directory / "perf.data"
+    told = ["--event", "cpu-clock", "--freq", "199", "--pid", str(pid), "--output", str(samples)]
+    ticks, started = all_processes()[pid].ticks, time.monotonic()
+    subprocess.run(
+        ["perf", "record", *told, "--", "sleep", str(seconds)], capture_output=True, check=True
+    )
+    busy = (all_processes()[pid].ticks - ticks) / TICKS / (time.monotonic() - started)
+    script = ["perf", "script", "--input", str(samples), "--fields", "ip,sym,dso"]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    return busy, perf_kernel_share(done.stdout)
 
 
 def main() -> None:
@@ -64,6 +80,12 @@ def main() -> None:
                 path.write_text(draw(stacks, title))
                 total, kernels = sum(stacks.values()), kernel_share(stacks)
                 print(f"{path}: {total} samples, {kernels:.1%} of them in compute kernels")
+            if shutil.which("perf"):
+                busy, kernels = processor_share(workers[0], arguments.seconds, Path(directory))
+                print(
+                    f"worker: busy {busy:.1%} of the time, {kernels:.1%} of that in compute "
+                    f"kernels: {busy * kernels:.1%} of its time"
+                )
         finally:
             stop(runner)
 

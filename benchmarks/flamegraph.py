@@ -15,9 +15,10 @@ WIDTH, ROW, SMALLEST = 1200.0, 17, 0.004  # frames below this share of the sampl
 # compiled and that therefore belongs to no file.
 KERNELS = re.compile(
     r"mkl_|sgemm|gemm|dnnl|mkldnn|[Vv]ectorize|at::vec|cpu_index_kernel|scalar_fill|_kernel\b|"
-    r"Eigen::internal|mem(cpy|set|move)|^0x[0-9a-f]+( \(\))?$|\[unknown\]|\bxla::cpu::.*Kernel"
+    r"Eigen::internal|\bynn::|\bxnn_|\bxla::cpu::.*Kernel"
 )
-COMPILED = re.compile(r"xla::cpu::|xla::\w*Executable")  # calls what XLA compiled
+COMPILED = re.compile(r"/perf-\d+\.map|\[JIT\]|//anon")  # where code lies that XLA compiled
+WAITING = re.compile(r"tsl::BlockUntilReady|FutureBase::Await")  # for such code, in a thread of XLA
 
 
 @dataclass
@@ -40,24 +41,31 @@ def parse(raw: str) -> Stacks:
 
 def shorten(frame: str) -> str:
     """Cut C++ template arguments and directories, which would fill the picture."""
-    while (cut := re.sub(r"<[^<>]*>", "", frame)) != frame:
+    while ".py:" not in frame and (cut := re.sub(r"<[^<>]*>", "", frame)) != frame:
         frame = cut
     frame = re.sub(r"\((?:[^()]*/)?([^()/]+)\)$", r"(\1)", frame)
     return frame if len(frame) <= 90 else frame[:87] + "..."
 
 
 def in_kernel(stack: tuple[str, ...]) -> bool:
-    """Say whether a sample was taken in a compute kernel, by its innermost frame.
-
-    Below a call into what XLA compiled, everything is that code or the library's own kernels.
-    """
-    return bool(KERNELS.search(stack[-1])) or any(COMPILED.search(frame) for frame in stack[-8:])
+    """Say whether a thread of Python was in a compute kernel, or waited for XLA's threads."""
+    return bool(KERNELS.search(stack[-1])) or any(WAITING.search(frame) for frame in stack)
 
 
 def kernel_share(stacks: Stacks) -> float:
     """Return the share of the samples that lie in compute kernels."""
     total = sum(stacks.values())
     return sum(n for stack, n in stacks.items() if in_kernel(stack)) / total if total else 0.0
+
+
+def perf_kernel_share(script: str) -> float:
+    """Return the share of samples in compute kernels, from ``perf script -F ip,sym,dso``.
+
+    These are samples of all threads, those too that Python does not know, on the processor.
+    """
+    lines = [line for line in script.splitlines() if line.strip()]
+    inside = sum(bool(KERNELS.search(line) or COMPILED.search(line)) for line in lines)
+    return inside / len(lines) if lines else 0.0
 
 
 def draw(stacks: Stacks, title: str) -> str:

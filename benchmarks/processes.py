@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,21 @@ def field(text: str, name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def command_line(pid: int) -> str:
+    """Return what a process calls itself; Ray's change it, and it is empty for a moment then."""
+    for _ in range(5):
+        try:
+            if text := Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"):
+                return text
+        except OSError:
+            break
+        time.sleep(0.002)
+    return ""
+
+
 def is_worker(pid: int) -> bool:
     """Say whether a process runs clients: a Ray actor, or one that a plain loop spawned."""
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return False
+    command = command_line(pid)
     if command.startswith("ray::"):
         return not command.startswith(RAY_HELPERS)
     return "multiprocessing.spawn" in command

@@ -245,7 +245,7 @@ def test_flame_graphs_tell_kernels_from_the_rest() -> None:
     raw = (
         "main (a.py:1);step (b.py:2);at::mm<float> (libtorch.so);mkl_blas_sgemm (lib.so) 6\n"
         "main (a.py:1);step (b.py:2) 3\n"
-        "main (a.py:1);call (b.py:9);xla::cpu::ThunkExecutor::Execute (x.so);0x7f00aa 1\n"
+        "main (a.py:1);call (b.py:9);tsl::BlockUntilReady (x.so);syscall (libc.so.6) 1\n"
     )
     stacks = flamegraph.parse(raw)
     assert flamegraph.kernel_share(stacks) == 0.7
@@ -253,3 +253,5 @@ def test_flame_graphs_tell_kernels_from_the_rest() -> None:
     assert "before &amp; after; 10 samples" in drawing
     assert "at::mm (libtorch.so): 60.0%" in drawing
     assert flamegraph.kernel_share({}) == 0.0
+    script = " 7f1 ynn::dot (x.so)\n 7f2 [unknown] (/tmp/perf-12.map)\n 7f3 PyEval (python)\n\n"
+    assert flamegraph.perf_kernel_share(script) == pytest.approx(2 / 3)
