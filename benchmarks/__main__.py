@@ -42,7 +42,7 @@ def main() -> None:
         return print("\n".join(f"{case.name:16} {case.title}" for case in CASES))
     repeats = 1 if options.quick else options.repeats
     environment.prepare()
-    where = machine.about(repeats)
+    where = machine.about()
     out = options.out or RESULTS / f"{machine.file_name(where['processor'], where['cores'])}.json"
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="fedsim-bench-") as directory:
@@ -66,7 +66,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     names = lambda text: tuple(part.strip() for part in text.split(","))  # noqa: E731
     parser.add_argument("--cases", type=names, metavar="NAME,...", help="these cases alone")
     parser.add_argument("--only", type=names, metavar="LABEL,...", help="these systems alone")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        help="of every case (default: 5, and 1 to 3 of some)",
+    )
     parser.add_argument("--quick", action="store_true", help="one repeat of one round each")
     parser.add_argument("--out", type=Path, help='the JSON file; "-" for none')
     parser.add_argument("--document", action="store_true", help="rewrite docs/performance.md")
@@ -93,17 +97,20 @@ def choose(cases: tuple[str, ...] | None, only: tuple[str, ...] | None) -> list[
     return chosen
 
 
-def plan(cases: Sequence[Case], repeats: int) -> Iterator[tuple[int, Case, Entry]]:
-    """Yield what is run, in turn: whole repeats, case by case, every system of a case."""
-    for repeat in range(1, repeats + 1):
+def plan(cases: Sequence[Case], repeats: int | None) -> Iterator[tuple[int, Case, Entry]]:
+    """Yield what is run, in turn: whole repeats, case by case, every system of a case.
+
+    ``repeats`` is the same for all; None leaves it to the cases.
+    """
+    for repeat in range(1, (repeats or 5) + 1):
         for case in cases:
-            if repeat <= case.most_repeats:
-                for entry in case.entries:
+            for entry in case.entries:
+                if repeats or repeat <= min(case.most_repeats, entry.most_repeats):
                     yield repeat, case, entry
 
 
 def measured(
-    cases: Sequence[Case], repeats: int, directory: Path, options: argparse.Namespace
+    cases: Sequence[Case], repeats: int | None, directory: Path, options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """Run everything; yield rows as they come, and say what is going on."""
     runs = list(plan(cases, repeats))

@@ -35,6 +35,7 @@ SYSTEMS = {
 DOES_NOT = {
     "fedsim": "leaves nothing out: a row for each client and round in the ledger, level `light`, "
     "two workers",
+    "fedsim-1": "the same with one worker",
     "flower": "keeps no rows (the mean of the clients' metrics alone); two actors",
     "pfl": "keeps no rows, does not shuffle a client's examples, one process on one core",
     "pfl-2": "the same in two processes (torchrun)",
@@ -48,13 +49,15 @@ DOES_NOT = {
 class Entry:
     """One line of a case: a system with its rounds; ``target`` is what fedsim should reach.
 
-    The target is a ratio, fedsim's clients a second over this entry's.
+    The target is a ratio, fedsim's clients a second over this entry's. Where one round takes
+    fifteen seconds, ``most_repeats`` are enough, unless the command line says how many.
     """
 
     label: str
     system: str
     spec: Spec
     target: float | None = None
+    most_repeats: int = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +67,13 @@ class Case:
     name: str
     title: str
     entries: tuple[Entry, ...]
-    table: str = "rates"  # rates, levels, cold or memory
-    most_repeats: int = 1_000_000
+    table: str = "rates"  # rates, cold or memory
+    most_repeats: int = 5
     default: bool = True
 
 
 Rounds = tuple[int, int]  # warm-up, timed
+TURNS = ("light", "off", "light", "off")  # fedsim's, in one process, for the price of measuring
 
 
 def training(
@@ -85,9 +89,15 @@ def training(
     for label, (warm_up, timed) in rounds.items():
         workers = 1 if label in ("jax", "fedsim-1") else spec.workers
         system = {"jax-2": "jax", "fedsim-1": "fedsim"}.get(label, label)
-        entry_spec = replace(spec, warm_up=warm_up, rounds=timed, workers=workers)
+        levels = TURNS if label == "fedsim" else spec.levels
         entries.append(
-            Entry(label=label, system=system, spec=entry_spec, target=targets.get(label))
+            Entry(
+                label=label,
+                system=system,
+                spec=replace(spec, warm_up=warm_up, rounds=timed, workers=workers, levels=levels),
+                target=targets.get(label),
+                most_repeats=3 if label == "flower" and spec.cohort >= 1_000 else 5,
+            )
         )
     return Case(name=name, title=title, entries=tuple(entries), **told)
 
@@ -106,45 +116,38 @@ def registered(clients: int, cohort: int) -> Entry:
     return Entry(label=f"{cohort:,} of {clients:,}", system="fedsim", spec=spec)
 
 
-def of_levels(name: str, spec: Spec, rounds: int) -> Entry:
-    """Return fedsim at level off and light in turn, in one process on one engine."""
-    turns = ("off", "light", "light", "off", "off", "light", "light", "off")
-    told = replace(spec, warm_up=1, rounds=rounds, levels=turns)
-    return Entry(label=name, system="fedsim", spec=told, target=0.03)
-
-
 CASES = (
     training(
         "2nn-b10",
         "2NN, 100 clients x 600 examples, B=10, 100 a round",
         B10,
         {
-            "fedsim": (3, 6),
+            "fedsim": (3, 4),
+            "fedsim-1": (2, 4),
             "flower": (0, 2),
-            "pfl": (1, 2),
-            "pfl-2": (1, 2),
+            "pfl": (0, 2),
+            "pfl-2": (0, 2),
             "torch": (0, 2),
             "jax": (1, 4),
             "jax-2": (1, 6),
         },
-        {"flower": 7.0, "pfl": 7.0, "jax-2": 0.85},
+        {"flower": 7.0, "pfl": 7.0, "jax-2": 0.85, "fedsim-1": 1.85},
     ),
     training(
         "2nn-b10-few",
         "2NN, 100 clients x 600 examples, B=10, 10 a round",
         replace(B10, cohort=10),
-        {"fedsim": (10, 40), "flower": (1, 5), "pfl": (2, 8), "jax-2": (2, 40)},
+        {"fedsim": (10, 20), "flower": (1, 5), "pfl": (0, 8), "jax-2": (2, 40)},
+        most_repeats=3,
     ),
     training(
         "2nn-b50",
         "2NN, 100 clients x 600 examples, B=50, 100 a round",
         B50,
         {
-            "fedsim": (3, 8),
+            "fedsim": (3, 5),
             "flower": (0, 2),
-            "pfl": (1, 2),
-            "torch": (0, 2),
-            "jax": (1, 4),
+            "pfl": (0, 2),
             "jax-2": (1, 8),
         },
         {"flower": 9.0, "pfl": 5.5},
@@ -153,19 +156,19 @@ CASES = (
         "2nn-b50-few",
         "2NN, 100 clients x 600 examples, B=50, 10 a round",
         replace(B50, cohort=10),
-        {"fedsim": (10, 60), "flower": (1, 5), "pfl": (2, 10)},
+        {"fedsim": (10, 30), "flower": (1, 5), "pfl": (0, 10)},
+        most_repeats=3,
     ),
     training(
         "small-100",
         "64-32-32-10, 30 examples a client, B=10, 100 of 100",
         SMALL,
         {
-            "fedsim": (20, 200),
+            "fedsim": (20, 100),
             "flower": (1, 5),
-            "pfl": (2, 20),
-            "pfl-2": (2, 20),
+            "pfl": (0, 20),
+            "pfl-2": (0, 20),
             "torch": (1, 30),
-            "jax": (5, 300),
             "jax-2": (5, 300),
         },
         {"flower": 40.0, "pfl": 10.0},
@@ -174,29 +177,30 @@ CASES = (
         "small-1000",
         "64-32-32-10, 30 examples a client, B=10, 1,000 of 1,000",
         replace(SMALL, clients=1_000, cohort=1_000),
-        {"fedsim": (5, 30), "flower": (0, 1), "pfl": (1, 3), "jax-2": (3, 50)},
+        {"fedsim": (5, 15), "flower": (0, 1), "pfl": (0, 3), "jax-2": (3, 50)},
         {"flower": 300.0, "pfl": 25.0},
     ),
     training(
         "cnn-10",
         "McMahan's CNN, 100 clients x 50 examples, B=10, 10 a round",
         replace(CNN, cohort=10),
-        {"fedsim": (3, 10), "flower": (1, 4), "pfl": (1, 4), "torch": (0, 4)},
+        {"fedsim": (3, 4), "flower": (0, 4), "pfl": (0, 4), "torch": (0, 4)},
+        most_repeats=3,
     ),
     training(
         "cnn-100",
         "McMahan's CNN, 100 clients x 50 examples, B=10, 100 a round",
         CNN,
-        {"fedsim": (1, 2), "flower": (0, 1), "pfl": (1, 1), "torch": (0, 1)},
+        {"fedsim": (1, 1), "flower": (0, 1), "pfl": (0, 1)},
         {"flower": 1.5, "pfl": 1.5},
     ),
     training(
         "cnn-1000",
-        "McMahan's CNN, 1,000 clients x 20 examples, B=10, 1,000 a round "
+        "McMahan's CNN, 1,000 clients x 10 examples, B=10, 1,000 a round "
         "(Flower's driver would hold 1,000 replies of 6.7 MB: left out)",
-        replace(CNN, clients=1_000, examples=20, cohort=1_000),
+        replace(CNN, clients=1_000, examples=10, cohort=1_000),
         {"fedsim": (1, 1), "pfl": (0, 1)},
-        most_repeats=3,
+        most_repeats=2,
     ),
     Case(
         name="noop-replies",
@@ -247,6 +251,7 @@ CASES = (
                     NOOP, runtime="flower", clients=1_000, cohort=1_000, warm_up=0, rounds=1
                 ),
                 target=300.0,
+                most_repeats=3,
             ),
         ),
     ),
@@ -260,34 +265,13 @@ CASES = (
             registered(1_000, 100),
             registered(100, 100),
         ),
-        most_repeats=3,
+        most_repeats=2,
     ),
     Case(
         name="registered-1000",
         title="16-32-32-10, two examples a client: what registered clients cost, 1,000 a round",
         entries=(registered(1_000_000, 1_000), registered(1_000, 1_000)),
-        most_repeats=3,
-    ),
-    training(
-        "workers",
-        "2NN, B=10, 100 a round: two workers against one",
-        B10,
-        {"fedsim": (3, 6), "fedsim-1": (2, 4)},
-        {"fedsim-1": 1.85},
-    ),
-    Case(
-        name="levels",
-        title="measuring at level light: how much longer a round is than at off",
-        entries=(
-            of_levels("2NN, B=10, 100 a round", B10, 3),
-            of_levels("2NN, B=10, 10 a round", replace(B10, cohort=10), 15),
-            of_levels("2NN, B=50, 100 a round", B50, 4),
-            of_levels("small net, 100 of 100", SMALL, 60),
-            of_levels("small net, 1,000 of 1,000", replace(SMALL, clients=1000, cohort=1000), 12),
-            of_levels("CNN, 10 a round", replace(CNN, cohort=10), 4),
-        ),
-        table="levels",
-        most_repeats=3,
+        most_repeats=2,
     ),
     Case(
         name="cold",
@@ -323,7 +307,7 @@ BY_NAME = {case.name: case for case in CASES}
 def quick(case: Case) -> Case:
     """Return the case with as few rounds as still show that every runner works."""
     entries = tuple(replace(entry, spec=few_rounds(entry.spec)) for entry in case.entries)
-    return replace(case, entries=entries, most_repeats=1)
+    return replace(case, entries=entries)
 
 
 def few_rounds(spec: Spec) -> Spec:

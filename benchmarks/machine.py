@@ -16,7 +16,7 @@ from benchmarks.environment import REQUIREMENTS, ROOT
 PACKAGES = ("torch", "numpy", "flwr", "ray", "jax")
 
 
-def about(repeats: int) -> dict[str, Any]:
+def about() -> dict[str, Any]:
     """Describe this machine and what is installed."""
     peers = dict(re.findall(r"^(pfl)(?:\[\w+\])?==(\S+)", REQUIREMENTS.read_text(), re.MULTILINE))
     return {
@@ -26,7 +26,6 @@ def about(repeats: int) -> dict[str, Any]:
         "versions": {**installed(), **peers},
         "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
-        "repeats": repeats,
     }
 
 

@@ -58,6 +58,13 @@ def total_pss(row: Row) -> float:
     return sum(process["pss"] for process in everyone)
 
 
+def with_levels(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that count of runs at several levels, off among them."""
+    levels = [{run["level"] for run in row.get("levels", ())} for row in rows]
+    found = zip(rows, levels, strict=True)
+    return [row for row, seen in found if row["counted"] and {"off", "light"} <= seen]
+
+
 def counted(rows: Sequence[Row], case: str, label: str) -> list[Row]:
     """Return the rows of one entry that count, a row a repeat."""
     return [r for r in rows if r["case"] == case and r["label"] == label and r["counted"]]

@@ -46,11 +46,12 @@ class Rounds:
     def result(self) -> dict[str, Any]:
         """Return the seconds of each timed round, of the first one, and memory at the end."""
         seconds = [b - a for a, b in pairwise(self.moments)]
+        last = self.memory[str(self._spec.total_rounds)]
         return {
             "first_round_seconds": seconds[0],
             "round_seconds": seconds[self._spec.warm_up :],
-            "memory": self.memory[str(self._spec.total_rounds)],
-            "memory_at": self.memory,
+            "memory": last,
+            **({"memory_at": self.memory} if self._spec.memory_at else {}),
         }
 
 
