@@ -23,8 +23,7 @@ from fedsim.flower import ARRAYS, Arrays, Instruction, describe_not_finite
 from fedsim.measure.bill import Bill
 from fedsim.measure.health import Health, look, probe_indices
 from fedsim.randomness import stream
-from fedsim.training import load_arrays, mean_loss
-from fedsim.training.cohort import CohortResult
+from fedsim.training import CohortResult, Digest, load_arrays, mean_loss
 
 RESULT = ("examples", "steps", "loss_first_step", "loss_last_step")
 Columns = dict[str, np.ndarray]
@@ -97,7 +96,7 @@ def train_clients(
         device=experiment.engine.device,
         conditions=light,
         cohort=len(clients),
-        all_threads=trainer.uses_threads,
+        all_threads=experiment.train.compiler == "xla",
         warm_up=prepare,
     ):
         result = trainer.train(

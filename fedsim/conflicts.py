@@ -133,7 +133,7 @@ def execution_conflicts(e: Experiment) -> Iterator[Conflict]:
             ("engine.address", "engine.name"),
             f'engine.address = {engine.address!r}: only with engine.name = "ray"',
         )
-    if engine.name == "ray" and engine.address and engine.workers == 0:
+    if engine.name != "inline" and engine.address and engine.workers == 0:
         yield (
             ("engine.workers", "engine.address", "engine.name"),
             "engine.workers = 0: say how many workers to place on the cluster at engine.address",

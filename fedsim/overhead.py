@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedsim.choices import choose_engine
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.ledger.read import load
@@ -122,6 +123,7 @@ def measure_overhead(
     rounds_of = Timed(seconds=defaultdict(list), shares=defaultdict(list), digests=set())
     order = stream(experiment.experiment.seed, "overhead/order")
     levels = [str(level) for _ in range(repeats) for level in order.permutation(LEVELS)]
+    (experiment,) = choose_engine([experiment], lambda line: None)
     executor = open_engine(experiment)
     started = time.monotonic()
     try:

@@ -11,10 +11,10 @@ from functools import lru_cache
 from torch.nn import Module
 
 from fedsim import data, models
-from fedsim.config import DataTable, Experiment, ModelTable, TrainTable
+from fedsim.config import DataTable, Experiment, ModelTable, RunTable, TrainTable
 from fedsim.data import Dataset, Partition
 from fedsim.randomness import stream
-from fedsim.training.cohort import CohortTrainer
+from fedsim.training import CohortTrainer, Recipe, make_trainer, plan_for
 
 
 def dataset(experiment: Experiment) -> Dataset:
@@ -92,20 +92,28 @@ def trainer(experiment: Experiment) -> CohortTrainer:
 
 
 @lru_cache(maxsize=2)
-def _trainer(data: DataTable, directory: str, model: ModelTable, train: TrainTable, device: str):
-    from fedsim._stub import Stub
-
-    e = Experiment(data=data, model=model, train=train)
-    return Stub(
-        scratch_model(e),
-        _dataset(data, directory),
-        epochs=train.epochs,
-        steps=train.steps,
-        batch_size=train.batch_size,
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        clip_norm=train.clip_norm,
-        proximal_mu=train.proximal_mu,
+def _trainer(
+    data: DataTable, directory: str, model: ModelTable, train: TrainTable, device: str
+) -> CohortTrainer:
+    same = Experiment(data=data, model=model, train=train, run=RunTable(data_dir=directory))
+    network = initial_model(same)
+    return make_trainer(
+        network,
+        dataset(same),
+        Recipe(
+            epochs=train.epochs,
+            steps=train.steps,
+            batch_size=train.batch_size,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+            clip_norm=train.clip_norm,
+            proximal_mu=train.proximal_mu,
+        ),
+        # What nobody decided, as in Flower's own runtime, is torch.
+        compiler="xla" if train.compiler == "xla" else "torch",
+        plan=plan_for(network, vectorize=train.vectorize, device=device),
+        device=device,
+        precision=train.precision,
     )
 
 

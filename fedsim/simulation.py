@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 SERVER_APP, CLIENT_APP = "server.app:app", "clients.app:app"
 
 
+def ignore(_: str) -> None:
+    """Tell nobody."""
+
+
 def app_directory() -> Path:
     """Return the directory of the Flower apps: inside the package, or in a source checkout."""
     package = Path(fedsim.__file__).parent
@@ -26,14 +31,22 @@ def app_directory() -> Path:
     raise EngineError(f"the Flower apps are missing beside {package}; reinstall fedsim")
 
 
-def prepare(experiment: Experiment) -> Experiment:
+def prepare(experiment: Experiment, tell: Callable[[str], None] = ignore) -> Experiment:
     """Check what can only be checked with the data at hand; return the experiment, complete.
+
+    Every ``auto`` in it is decided then, see :mod:`fedsim.choices`.
+
+    Args:
+        experiment: checked by itself.
+        tell: is told what was decided where people may have expected otherwise.
 
     Raises:
         DataError: the data cannot be read, or cannot be dealt to the clients as asked.
-        ConfigError: the model does not fit the data, or a device or its profile is not there.
+        ConfigError: the model does not fit the data, or a device, its profile or a compiler is
+            not there.
     """
     from fedsim import parts
+    from fedsim.choices import choose
 
     clients = len(parts.partition(experiment))
     cohort = experiment.server.clients_per_round
@@ -48,7 +61,7 @@ def prepare(experiment: Experiment) -> Experiment:
     check_device(experiment.engine.device)
     check_profile(experiment.measure.device)
     table = dataclasses.replace(experiment.data, clients=clients)
-    return dataclasses.replace(experiment, data=table)
+    return choose(dataclasses.replace(experiment, data=table), tell)
 
 
 def check_profile(device: str) -> None:

@@ -13,8 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim import config, parts
-from fedsim._stub import cut_blocks, steps_of
-from fedsim.config import Experiment, MeasureTable
+from fedsim.config import MeasureTable, TrainTable
 from fedsim.federation.asking import Part
 from fedsim.federation.billing import modelled_price, why_blank
 from fedsim.federation.evaluation import examine
@@ -29,7 +28,15 @@ from fedsim.measure.energy import not_measured, package_energy
 from fedsim.measure.stability import allowed_cores
 from fedsim.records import RoundRow
 from fedsim.runs import open_run
-from fedsim.training import learning_rate, load_arrays, read_arrays
+from fedsim.training import (
+    Plan,
+    cut_blocks,
+    learning_rate,
+    load_arrays,
+    plan_for,
+    read_arrays,
+    steps_of,
+)
 from fedsim.vocabulary import vocabulary
 
 app = ServerApp()
@@ -49,7 +56,12 @@ def main(grid: Grid, context: Context) -> None:
     aggregator = make_aggregator(experiment, arrays, clients=clients)
     node_of = locate_clients(grid, clients, timeout_seconds=server.round_timeout_seconds)
 
-    blocks = partial(cut_cohort, experiment, parts.partition(experiment).sizes)
+    blocks = partial(
+        cut_cohort,
+        train,
+        plan_for(model, vectorize=train.vectorize, device=experiment.engine.device),
+        parts.partition(experiment).sizes,
+    )
 
     with open_run(experiment) as ledger, LedgerWriter(ledger) as writer:
         done = 0
@@ -110,12 +122,12 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def cut_cohort(
-    experiment: Experiment, sizes: npt.NDArray[np.int64], clients: Sequence[int]
+    train: TrainTable, plan: Plan, sizes: npt.NDArray[np.int64], clients: Sequence[int]
 ) -> list[Part]:
     """Return the blocks of a cohort, from its clients' sizes and the settings alone."""
-    held, train = sizes[np.asarray(clients)], experiment.train
+    held = sizes[np.asarray(clients)]
     steps = steps_of(held, epochs=train.epochs, steps=train.steps, batch_size=train.batch_size)
-    blocks = cut_blocks(steps, together=train.vectorize == "always", size=train.block_clients)
+    blocks = cut_blocks(steps, plan=plan, size=train.block_clients)
     return [
         Part(places=places, work=(float(steps[places].sum()), float(held[places].sum())))
         for places in blocks

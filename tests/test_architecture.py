@@ -38,17 +38,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": {*FOUNDATIONS, "codecs", "data", "models", "federation"},
     "parts": {*FOUNDATIONS, "data", "models", "training"},
     "runs": {*FOUNDATIONS, "ledger"},
-    "simulation": {*FOUNDATIONS, "engine", "measure", "parts"},
+    "simulation": {*FOUNDATIONS, "choices", "engine", "measure", "parts"},
+    "choices": {*FOUNDATIONS, "costs", "parts", "runs", "training"},
     # What an experiment costs: counted, timed on this machine, and the price of measuring.
     "costs": {*FOUNDATIONS, "measure", "parts"},
     "calibration": {*FOUNDATIONS, "measure", "parts"},
-    "overhead": {*FOUNDATIONS, "engine", "ledger", "measure", "simulation"},
+    "overhead": {*FOUNDATIONS, "choices", "engine", "ledger", "measure", "simulation"},
     "study": {*FOUNDATIONS, "ledger", "runs"},
     "report": {"errors", "records", "units", "ledger", "measure"},
     "cli": {
         *FOUNDATIONS,
         *("data", "ledger", "measure", "report", "study"),
-        *("calibration", "costs", "overhead", "runs", "simulation", "vocabulary"),
+        *("calibration", "choices", "costs", "overhead", "runs", "simulation", "vocabulary"),
     },
     # "import fedsim" gives these two at first use.
     "__init__": {"engine", "ledger"},
@@ -59,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 COMMON = {"config", "flower", "parts", "measure", "randomness", "records", "training"}
 APPS = {
     "clients": {*COMMON, "algorithms", "codecs", "costs", "errors"},
-    "server": {*COMMON, "federation", "runs", "vocabulary"},
+    "server": {*COMMON, "federation", "ledger", "runs", "vocabulary"},
 }
 
 # Who may import a library; nobody else does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -119,6 +119,18 @@ def listening(handler: logging.Handler) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+
+
+def teller(*, quiet: bool = False) -> Callable[[str], None]:
+    """Return a function that says each line once."""
+    said: set[str] = set()
+
+    def tell(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line, quiet=quiet)
+
+    return tell
 
 
 def say(text: str, *, quiet: bool = False) -> None:

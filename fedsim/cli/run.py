@@ -19,7 +19,7 @@ from fedsim.cli.options import (
     Settings,
     with_data_directory,
 )
-from fedsim.cli.progress import progress, say
+from fedsim.cli.progress import progress, say, teller
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError, FedsimError, LedgerError
 
@@ -53,11 +53,13 @@ def run(
     Ctrl-C stops a run so that --resume goes on with the same bits.
     """
     experiment = read_experiment(file, with_data_directory(settings, data_dir), out, resume)
+    from fedsim.choices import choose_engine
     from fedsim.ledger.files import CALIBRATION, write_atomically
     from fedsim.runs import holds_run
     from fedsim.simulation import open_engine, prepare, simulate
 
-    experiment = prepare(experiment)
+    tell = teller(quiet=quiet)
+    (experiment,) = choose_engine([prepare(experiment, tell)], tell)
     engine = experiment.engine
     directory = Path(experiment.run.out)
     timed, before = None, starts(directory)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,7 @@ from fedsim.cli.options import (
     Settings,
     with_data_directory,
 )
-from fedsim.cli.progress import progress, say
+from fedsim.cli.progress import progress, say, teller
 from fedsim.errors import RunFailed
 
 if TYPE_CHECKING:
@@ -73,13 +74,21 @@ def study(
 
 def run_study(plan: Study, directory: Path, *, quiet: bool) -> tuple[list[CellResult], int]:
     """Run what is missing; return what became of all cells, and how many were there before."""
+    from fedsim.choices import choose_engine
     from fedsim.config import Experiment
     from fedsim.ledger.files import CALIBRATION, write_atomically
     from fedsim.simulation import open_engine, prepare, simulate
     from fedsim.study.design import Cell
-    from fedsim.study.execute import check_directory, is_complete, prepared, run_cells
+    from fedsim.study.execute import (
+        check_directory,
+        is_complete,
+        prepared,
+        run_cells,
+        with_compiler_of,
+    )
 
-    plan = prepared(plan, prepare)
+    tell = teller(quiet=quiet)
+    plan = prepared(with_compiler_of(plan, directory), partial(prepare, tell=tell))
     check_directory(plan, directory)
     done = [cell for cell in plan.cells if is_complete(cell, directory)]
     with ExitStack() as stack:
@@ -91,9 +100,11 @@ def run_study(plan: Study, directory: Path, *, quiet: bool) -> tuple[list[CellRe
                 directory.mkdir(parents=True, exist_ok=True)
                 write_atomically(known, timed)
         if len(done) < len(plan.cells):
-            engine = plan.cells[0].experiment.engine.name
+            missing = [cell.experiment for cell in plan.cells if cell not in done]
+            (first, *_) = choose_engine(missing, tell)
+            engine = first.engine.name
             say(f"{plan.name}: {len(plan.cells)} runs, starting the {engine} engine", quiet=quiet)
-            executor = open_engine(plan.cells[0].experiment)
+            executor = open_engine(first)
             stack.callback(executor.close)
 
         def execute(cell: Cell, experiment: Experiment) -> None:

@@ -27,7 +27,8 @@ def evaluate(model: Module, x: Tensor, y: Tensor, *, threads: int = 1) -> tuple[
         y: labels, (examples,), int64.
         threads: that take batches; the figures are the same to the bit for any number.
     """
-    batches = list(zip(x.split(BATCH_EXAMPLES), y.split(BATCH_EXAMPLES), strict=True))
+    parts = (torch.split(whole, BATCH_EXAMPLES) for whole in (x, y))
+    batches = list(zip(*parts, strict=True))
     if threads == 1 or len(batches) == 1:
         counted = [look_at(model, *batch) for batch in batches]
     else:

@@ -34,6 +34,24 @@ def prepared(study: Study, prepare: Callable[[Experiment], Experiment]) -> Study
     return dataclasses.replace(study, cells=cells)
 
 
+def with_compiler_of(study: Study, directory: Path) -> Study:
+    """Leave the choice of a compiler to the runs that are there already: arms have to compare."""
+    begun = (directory / cell.folder for cell in study.cells)
+    stored = next((stored_experiment(path) for path in begun if holds_run(path)), None)
+    if stored is None:
+        return study
+
+    def settled(cell: Cell) -> Cell:
+        train = cell.experiment.train
+        if train.compiler == "auto":
+            train = dataclasses.replace(train, compiler=stored.train.compiler)
+        return dataclasses.replace(
+            cell, experiment=dataclasses.replace(cell.experiment, train=train)
+        )
+
+    return dataclasses.replace(study, cells=tuple(map(settled, study.cells)))
+
+
 def check_directory(study: Study, directory: Path) -> None:
     """Refuse a directory that holds cells of another experiment.
 

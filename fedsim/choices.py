@@ -1,0 +1,120 @@
+"""What ``auto`` becomes: decided once, before a run begins, and written down with it.
+
+Choices in the table ``train`` change a result's last bits: they stand in the run's config, and a
+resumed run keeps them. The engine changes nothing but time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from fedsim import parts
+from fedsim.config import DataTable, Experiment, ModelTable, RunTable, TrainTable
+from fedsim.costs import experiment_cost
+from fedsim.errors import ConfigError
+from fedsim.runs import holds_run, stored_experiment
+from fedsim.training import plan_for, translatable
+
+Tell = Callable[[str], None]
+
+# Rough figures of one core, to tell seconds from minutes: they decide where clients run, and no
+# result depends on them. A step's own cost is that of dispatching its operations.
+FLOPS_PER_SECOND = {"xla": 5e10, "torch": 2.5e10}
+STEP_SECONDS = {"xla": 5e-6, "torch": 1.5e-4}
+CLIENT_SECONDS = 5e-5
+FULL_LEVEL_SECONDS = 1e-2  # a client's, for the passes of measure.level = "full"
+RAY_START_SECONDS = 4.0
+
+
+def choose(experiment: Experiment, tell: Tell) -> Experiment:
+    """Return the experiment with every ``auto`` of its training decided.
+
+    Args:
+        experiment: its data is at hand.
+        tell: is told what was decided where people may have expected otherwise.
+
+    Raises:
+        ConfigError: ``train.compiler = "xla"`` was asked for and cannot be had.
+    """
+    return dataclasses.replace(experiment, train=choose_training(experiment, tell))
+
+
+def choose_training(experiment: Experiment, tell: Tell) -> TrainTable:
+    """Decide how clients are trained, or repeat what was decided when the run began."""
+    train, begun = experiment.train, train_table_of_run(experiment)
+    compiler, vectorize = train.compiler, train.vectorize
+    if begun is not None:
+        compiler = begun.compiler if compiler == "auto" else compiler
+        vectorize = begun.vectorize if vectorize == "auto" else vectorize
+    if compiler != "torch" and (reason := why_not_xla(experiment)):
+        if compiler == "xla":
+            raise ConfigError([f"train.compiler = 'xla': {reason}; or use 'torch'"])
+        tell(f"clients train with torch, not with XLA: {reason}")
+        compiler = "torch"
+    if vectorize == "auto":
+        plan = plan_for(parts.scratch_model(experiment), device=experiment.engine.device)
+        vectorize = "always" if plan.together else "never"
+    compiler = "xla" if compiler == "auto" else compiler
+    return dataclasses.replace(train, compiler=compiler, vectorize=vectorize)
+
+
+def why_not_xla(experiment: Experiment) -> str | None:
+    """Say why XLA cannot train the experiment's model here; None where it can."""
+    return _why_not_xla(experiment.data, experiment.run.data_dir, experiment.model)
+
+
+@lru_cache(maxsize=64)
+def _why_not_xla(data: DataTable, directory: str, model: ModelTable) -> str | None:
+    same = Experiment(data=data, model=model, run=RunTable(data_dir=directory))
+    return translatable(parts.initial_model(same), parts.dataset(same).input_shape)
+
+
+def train_table_of_run(experiment: Experiment) -> TrainTable | None:
+    """Return how clients are trained in the run that is gone on with; None for a new run."""
+    directory = Path(experiment.run.out)
+    resumes = experiment.run.resume and experiment.run.out and holds_run(directory)
+    return stored_experiment(directory).train if resumes else None
+
+
+def choose_engine(experiments: list[Experiment], tell: Tell) -> list[Experiment]:
+    """Decide where clients run: in Ray's workers if they save more time than their start takes.
+
+    Args:
+        experiments: that one engine will serve, one after another; their compilers are decided.
+        tell: is told if Ray is not worth it.
+    """
+    asked = experiments[0].engine
+    name = asked.name
+    if name == "auto":
+        workers = asked.workers or os.cpu_count() or 1
+        seconds = sum(map(core_seconds, experiments))
+        saved = seconds * (1 - 1 / workers)
+        wanted = bool(asked.address) or asked.workers > 1
+        name = "ray" if wanted or saved > RAY_START_SECONDS else "inline"
+        if name == "inline":
+            tell(
+                f"clients train in this process (some {seconds:.2g} s of work: Ray's start would "
+                'take longer than its workers save; engine.name = "ray" insists)'
+            )
+    engine = dataclasses.replace(asked, name=name)
+    if name == "inline":
+        engine = dataclasses.replace(engine, workers=0)
+    return [dataclasses.replace(e, engine=engine) for e in experiments]
+
+
+def core_seconds(e: Experiment) -> float:
+    """Return about how long one core trains an experiment's clients."""
+    held, clients = len(parts.dataset(e).y_train), len(parts.partition(e))
+    compiler, train = e.train.compiler, e.train
+    examples = held / clients
+    batch = train.batch_size or examples
+    steps = train.steps or train.epochs * max(1.0, examples / batch)
+    flops = experiment_cost(e).network.train_flops * steps * min(batch, examples)
+    each = CLIENT_SECONDS + steps * STEP_SECONDS[compiler] + flops / FLOPS_PER_SECOND[compiler]
+    if e.measure.level == "full":
+        each += FULL_LEVEL_SECONDS
+    return e.experiment.rounds * e.server.clients_per_round * each
