@@ -55,6 +55,23 @@ class Cohort:
     setting: Setting
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What became of the workers' time in a cohort.
+
+    ``busy_seconds`` are those that each worker spent in the app, by the worker's number.
+    """
+
+    wall_seconds: float
+    busy_seconds: tuple[float, ...]
+
+    @property
+    def idle_fraction(self) -> float:
+        """The share of the workers' time in which they had nothing to do, in [0, 1]."""
+        available = self.wall_seconds * len(self.busy_seconds)
+        return max(0.0, 1.0 - sum(self.busy_seconds) / available) if available else 0.0
+
+
 def offers_cohorts(app: ClientApp) -> bool:
     """Say whether the app registered ``@app.train("cohort")``."""
     return COHORT_TYPE in app._registered_funcs

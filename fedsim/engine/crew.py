@@ -130,7 +130,10 @@ class Crew:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        for depth in range(AHEAD):
+        # Nothing waits behind another load that a worker which is about to start could take.
+        expected = time.monotonic() - PLACE_SECONDS
+        starting = any(not h.at_work and h.since > expected for h in self.handles)
+        for depth in range(1 if starting else AHEAD):
             for handle in self.handles:
                 free = handle.at_work and len(handle.loads) <= depth
                 if self.queue and free and handle.ahead_seconds < AHEAD_SECONDS:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from flwr.app import Context, Message, RecordDict
 
 if TYPE_CHECKING:
-    from fedsim.engine.cohort import Cohort, Reply
+    from fedsim.engine.cohort import Cohort, Reply, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,10 @@ class Executor(Protocol):
 
     def abandon(self, message_ids: Collection[str]) -> None:
         """Give up jobs; their outcomes will never be collected."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """What became of the workers' time in the last cohort."""
 
     @property
     def offers_cohorts(self) -> bool:

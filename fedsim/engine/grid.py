@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedsim.engine.apps import assume_identity
-from fedsim.engine.cohort import Block, Cohort, Reply, Setting, metadata_of
+from fedsim.engine.cohort import Block, Cohort, Reply, Setting, Usage, metadata_of
 from fedsim.engine.executor import Executor, Job
 from fedsim.engine.worker import client_context, delivered
 
@@ -156,6 +156,11 @@ class SimulationGrid(Grid):
     def offers_cohorts(self) -> bool:
         """Whether the ClientApp takes blocks of clients (``@app.train("cohort")``)."""
         return self._executor.offers_cohorts
+
+    @property
+    def usage(self) -> Usage | None:
+        """What became of the workers' time in the last cohort; None before the first."""
+        return self._executor.usage
 
     def send_cohort(
         self, content: RecordDict, blocks: Sequence[Block], *, timeout: float | None = None

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from flwr.clientapp import ClientApp
 
-from fedsim.engine.cohort import Cohort, Reply, offers_cohorts, run_block
+from fedsim.engine.cohort import Cohort, Reply, Usage, offers_cohorts, run_block
 from fedsim.engine.executor import Job, Outcome
 from fedsim.engine.worker import delivered, isolated, run_job
 
@@ -20,6 +20,7 @@ class InlineExecutor:
     def __init__(self, app: ClientApp) -> None:
         self._app = app
         self._queue: deque[Job] = deque()
+        self.usage: Usage | None = None
 
     def wait_ready(self) -> None:
         """Return: this process is there."""
@@ -51,6 +52,7 @@ class InlineExecutor:
 
     def run_cohort(self, cohort: Cohort, deadline: float) -> list[list[Reply]]:
         """Run one block after another; those whose turn comes after the deadline are missed."""
+        started = time.perf_counter()
         replies: list[list[Reply]] = []
         for block, number in zip(cohort.blocks, cohort.numbers, strict=True):
             late = time.monotonic() > deadline
@@ -59,6 +61,8 @@ class InlineExecutor:
                 if late
                 else run_block(self._app, cohort.content, block.clients, number, cohort.setting)
             )
+        seconds = time.perf_counter() - started
+        self.usage = Usage(seconds, (seconds,))
         return replies
 
     def close(self) -> None:

@@ -17,12 +17,12 @@ from fedsim.engine.actor import Worker, keep_freed_memory
 from fedsim.engine.apps import AppSource
 from fedsim.engine.arrays import register_array_serializer
 from fedsim.engine.chunks import Chunk, chunks_of, without
-from fedsim.engine.cohort import Cohort, Reply
+from fedsim.engine.cohort import Cohort, Reply, Usage
 from fedsim.engine.crew import Crew, Load
 from fedsim.engine.executor import Job, Outcome
 from fedsim.engine.prediction import CostModel
 from fedsim.engine.ray_start import RaySession, cores_here, places
-from fedsim.engine.units import Round, Usage, usage_of
+from fedsim.engine.units import Round, usage_of
 
 QUIET: dict[str, Any] = {"enable_task_events": False}  # nobody looks at Ray's own record of calls
 

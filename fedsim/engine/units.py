@@ -13,27 +13,10 @@ from flwr.app import Error, RecordDict
 from flwr.common.constant import ErrorCode
 
 from fedsim.engine.actor import array_bytes, rejoined
-from fedsim.engine.cohort import Cohort, Reply, Setting
+from fedsim.engine.cohort import Cohort, Reply, Setting, Usage
 from fedsim.engine.prediction import CostModel, plan
 
 CALLS_BYTES = 16 * 2**20  # that the driver sends out with a round's calls, at the most
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What became of the workers' time in a cohort.
-
-    ``busy_seconds`` are those that each worker spent in the app, by the worker's number.
-    """
-
-    wall_seconds: float
-    busy_seconds: tuple[float, ...]
-
-    @property
-    def idle_fraction(self) -> float:
-        """The share of the workers' time in which they had nothing to do, in [0, 1]."""
-        available = self.wall_seconds * len(self.busy_seconds)
-        return max(0.0, 1.0 - sum(self.busy_seconds) / available) if available else 0.0
 
 
 @dataclass(frozen=True, slots=True)
