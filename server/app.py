@@ -113,7 +113,9 @@ def main(grid: Grid, context: Context) -> None:
                     state=aggregator.state(),
                     client_states=changed_states(grid, outcome.clients, node_of),
                 )
-                writer.append(entry, why_blank(outcome.clients, outcome.energy))
+                own_threads = train.compiler == "xla"
+                blanks = why_blank(outcome.clients, outcome.energy, own_threads=own_threads)
+                writer.append(entry, blanks)
                 report(outcome.row, settings.rounds)
         except RoundFailed as failure:
             writer.flush()

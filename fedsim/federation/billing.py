@@ -41,15 +41,15 @@ MODELLED_FROM = {
     "uplink_bytes": "wire_bytes",
     "downlink_bytes": "downlink_wire_bytes",
 }
+WAITING = "waiting_seconds"
 GIVEN_BY_CLIENTS = {
     "cpu_seconds": "a client gave none: its clock stood still or stepped back",
     "wall_seconds": "a client gave none: its clock stood still or stepped back",
-    "waiting_seconds": "a client gave none: it is from /proc/thread-self/schedstat, which Linux has "
-    "and containers may forbid; of XLA's own threads it says nothing",
     **{
         column: f"a client gave none: it is from {path}, which Linux has and containers may forbid"
         for column, path in (
             ("peak_memory_bytes", "/proc/self/clear_refs and status"),
+            (WAITING, "/proc/thread-self/schedstat"),
             ("others_cpu_seconds", "/proc/stat"),
         )
     },
@@ -244,13 +244,20 @@ def modelled_price(device: str) -> Price | None:
     return price
 
 
-def why_blank(clients: Sequence[ClientRow], energy: Energy) -> dict[str, str]:
-    """Return the figures that were asked for and could not be had, and why."""
+def why_blank(clients: Clients, energy: Energy, *, own_threads: bool = False) -> dict[str, str]:
+    """Return the figures that were asked for and could not be had, and why.
+
+    Args:
+        clients: the round's rows.
+        energy: the round's.
+        own_threads: training runs in threads of its own, which nobody knows to be waiting.
+    """
     blanks = {} if energy.reason is None else {"package_joules": energy.reason}
     known = zip(column(clients, "status"), column(clients, "train_flops"), strict=True)
     billed = [status == "ok" and flops is not None for status, flops in known]
     for name, reason in GIVEN_BY_CLIENTS.items():
         values = zip(column(clients, name), billed, strict=True)
-        if any(value is None for value, is_billed in values if is_billed):
+        expected = name != WAITING or not own_threads
+        if expected and any(value is None for value, is_billed in values if is_billed):
             blanks[name] = reason
     return blanks

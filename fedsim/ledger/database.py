@@ -141,7 +141,7 @@ def _about(db: sqlite3.Connection) -> dict[str, str | None]:
 def _connect(path: Path, mode: Literal["ro", "rw", "rwc"]) -> sqlite3.Connection:
     # As a URI, since only that form can say "do not create"; as_uri quotes odd characters.
     uri = f"{path.absolute().as_uri()}?mode={mode}"
-    # Rounds are written by another thread than the one that opened the ledger, never by two at once.
+    # Rounds are written by another thread than opened the ledger, though never by two at once.
     return sqlite3.connect(
         uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS, check_same_thread=False
     )

@@ -22,7 +22,7 @@ from fedsim.ledger import files
 from fedsim.ledger.formats import FORMAT_VERSION
 from fedsim.records import Manifest
 
-DISTRIBUTIONS = ("fedsim", "flwr", "ray", "torch", "numpy", "zstandard")
+DISTRIBUTIONS = ("fedsim", "flwr", "ray", "torch", "jax", "jaxlib", "numpy", "zstandard")
 LIBRARIES = ("fedsim", "flwr", "torch")
 
 
