@@ -24,8 +24,8 @@ from fedsim.federation.strategy import make_aggregator
 from fedsim.federation.transport import Transport
 from fedsim.ledger.store import Entry
 from fedsim.ledger.writer import LedgerWriter
+from fedsim.measure.cores import allowed_cores
 from fedsim.measure.energy import not_measured, package_energy
-from fedsim.measure.stability import allowed_cores
 from fedsim.records import RoundRow
 from fedsim.runs import open_run
 from fedsim.training import (

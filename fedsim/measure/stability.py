@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import platform
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from scipy import stats  # type: ignore[import-untyped]
 
 from fedsim import units
+from fedsim.measure.cores import allowed_cores, keep_on
 from fedsim.measure.timings import Interval, Machine
 
 CONFIDENCE = 0.95
@@ -110,22 +110,6 @@ def pinned() -> Iterator[Machine]:
         torch.set_num_threads(threads)
         if core is not None:
             keep_on(cores)
-
-
-def allowed_cores() -> set[int]:
-    """Return the cores that this thread may use; empty where the system does not say."""
-    return os.sched_getaffinity(0) if sys.platform == "linux" else set()
-
-
-def keep_on(cores: set[int]) -> int | None:
-    """Keep this thread on some cores and return the last of them; None where that is refused."""
-    try:
-        if sys.platform == "linux":
-            os.sched_setaffinity(0, cores)
-            return max(cores)
-    except OSError:
-        pass
-    return None
 
 
 def here() -> Machine:
