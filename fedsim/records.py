@@ -160,6 +160,7 @@ class RoundRow:
     cpu_seconds: float | None = figure("measured")  # local training, summed over the clients
     wall_seconds: float | None = figure("measured")  # dispatch, aggregation, evaluation too
     package_joules: float | None = figure("measured")  # of the whole processor, by RAPL
+    worker_idle_fraction: float | None = figure("measured")  # while clients were asked in blocks
 
     # The arrays that came down, one copy (``measure.level = "full"``).
     model_compressed_bytes: int | None = figure("counted")

@@ -70,7 +70,7 @@ def test_the_names_without_a_unit_are_columns() -> None:
 def test_the_kind_follows_from_the_name(table: Table[Any], column: dataclasses.Field[Any]) -> None:
     """Clocks and meters measure, profiles model, and all else is counted."""
     name = column.name
-    measured = {"threads", "cohort", "peak_memory_bytes"}
+    measured = {"threads", "cohort", "peak_memory_bytes", "worker_idle_fraction"}
     expected = "counted"
     if name.startswith("modelled_"):
         expected = "modelled"

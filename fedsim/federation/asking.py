@@ -118,7 +118,9 @@ class Blocks:
             cohort.take(part.places, messages, timeout_seconds=self.timeout_seconds)
         judged = cohort.judged(summed=summed)
         table = bill_table(cohort, judged, content, self.price)
-        return replace(judged, clients=table)
+        usage = getattr(self.grid, "usage", None)
+        idle = usage.idle_fraction if usage is not None else None
+        return replace(judged, clients=table, idle_fraction=idle)
 
 
 def total_of(judged: Judged, clients: Sequence[int], cut: Cut) -> WeightedSum:

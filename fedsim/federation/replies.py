@@ -62,6 +62,7 @@ class Judged:
         layers: of the clients that sent any.
         replies: the messages that came, by client, where every client sent its own.
         total: the sum of the acceptable updates, where clients were summed where they trained.
+        idle_fraction: of the workers' time, where the grid knows it.
     """
 
     updates: list[Update]
@@ -69,6 +70,7 @@ class Judged:
     layers: list[LayerRow]
     replies: dict[int, Message] = field(default_factory=dict)
     total: WeightedSum | None = None
+    idle_fraction: float | None = None
 
     @property
     def usable(self) -> int:

@@ -131,6 +131,7 @@ def federated_rounds(
             tested,
             **sent,
             package_joules=spent.joules,
+            worker_idle_fraction=judged.idle_fraction,
             wall_seconds=wall_seconds,
         )
         layers = [*judged.layers, *global_layers(round, tested)]

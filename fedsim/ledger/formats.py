@@ -7,6 +7,7 @@ from __future__ import annotations
 FORMAT_HISTORY = {
     1: "rounds, clients, layers; the clients' last states; the checkpoints kept on disk",
     2: "every client's bill; layers before and after training; bytes of serialised messages",
+    3: "clients in blocks: how idle the workers were; models are summed in blocks",
 }
 FORMAT_VERSION = max(FORMAT_HISTORY)
 
@@ -28,8 +29,14 @@ _FORMER_NAMES = {
 }
 
 
+# What a format lacks of today's, where that is little.
+_LACKED = {(2, "rounds"): {"worker_idle_fraction"}}
+
+
 def stored_name(version: int, table: str, column: str) -> str | None:
     """Return what a column of today is called in a ledger's format; None where it is missing."""
+    if column in _LACKED.get((version, table), ()):
+        return None
     if version in _HELD and column not in _HELD[version][table].split():
         return None
     return _FORMER_NAMES.get((version, table, column), column)
