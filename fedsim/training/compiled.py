@@ -13,7 +13,7 @@ from torch.nn import Module
 from fedsim.data.dataset import Dataset
 from fedsim.training.cohort import Arrays, CohortResult, Recipe
 from fedsim.training.digest import Digest, digest
-from fedsim.training.orders import Chunk, blank_chunk, chunks, shape_of
+from fedsim.training.orders import Chunk, chunks, idle_chunk, shape_of
 from fedsim.training.results import Collected, stacked
 from fedsim.training.traced import Traced, trace
 from fedsim.training.xla import load_jax
@@ -110,12 +110,15 @@ class CompiledTrainer:
         )
 
     def prepare(self, arrays: Arrays, clients: Sequence[npt.NDArray[np.int64]]) -> None:
-        """Compile what training these clients needs, and train nothing."""
+        """Compile and load what training these clients needs; see ``CohortTrainer``."""
         shapes = dict.fromkeys(shape_of(len(held), self._recipe) for held in clients)
         with self._scope():
             start = self._jax.device_put(dict(arrays))
             for shape in shapes:
-                self._run(blank_chunk(shape, self._lanes), start, 0.0, None)
+                # A step that is thrown away: machine code is loaded when it first runs.
+                self._jax.block_until_ready(
+                    self._run(idle_chunk(shape, self._lanes), start, 0.0, None)
+                )
 
     def train(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +13,8 @@ from fedsim.training.cohort import Arrays, CohortResult
 
 Floats = npt.NDArray[np.float64]
 
-# Elements that are worked on at once, so that they stay in the processor's nearest caches.
-BLOCK = 2**13
+# Elements that are worked on at once, so that they stay in the processor's nearer caches.
+BLOCK = 2**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,48 +64,110 @@ def digest(
         start: the model that all started from.
         result: what became of it.
         weights: (clients,), whole numbers below 2^29, so that a product with a float32 is exact;
-            by default the clients' examples. A client of weight 0 adds nothing.
+            by default the clients' examples.
     """
     weights = result.examples if weights is None else weights
-    names = tuple(name for name, array in start.items() if array.dtype.kind == "f")
-    count = len(result.examples)
-    squares, zeros = np.zeros((count, len(names))), np.zeros(count, np.int64)
-    finite = np.ones(count, bool)
+    count = len(weights)
+    floating = [name for name, array in start.items() if array.dtype.kind == "f"]
+    sums = {name: np.zeros(array.shape) for name, array in start.items()}
+    squares, zeros = np.zeros((count, len(floating))), np.zeros(count, np.int64)
     with np.errstate(over="ignore", invalid="ignore"):
-        for column, name in enumerate(names):
-            before = start[name].ravel()
-            after = result.arrays[name].reshape(count, -1)
-            for at in range(0, before.size, BLOCK):
-                part = slice(at, at + BLOCK)
-                old = before[part].astype(np.float64)
-                for i in range(count):
-                    change = np.subtract(after[i, part], old, dtype=np.float64)
-                    squares[i, column] += change @ change
-                    zeros[i] += change.size - np.count_nonzero(change)
-        finite &= np.isfinite(squares).all(axis=1)
+        for part in parts({name: start[name].size for name in floating}):
+            old = np.concatenate([p.of(start[floating[p.tensor]][None]) for p in part], axis=1)[0]
+            new = [p.of(result.arrays[floating[p.tensor]]) for p in part]
+            total = np.zeros(old.size)
+            _digest_part(part, old, new, weights, total, squares, zeros)
+            for p in part:
+                sums[floating[p.tensor]].reshape(-1)[p.first : p.last] = total[p.place]
+        finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(squares).all(axis=1))
+    for i in np.flatnonzero(~finite):  # may be squares that are too large
+        finite[i] = all(np.isfinite(stack[i]).all() for stack in result.arrays.values())
+    again = start if not finite.all() else [name for name in start if name not in floating]
+    for name in again:
+        sums[name] = plain_sum(result.arrays[name][finite], weights[finite])
     return Digest(
-        sum=_sums(result.arrays, np.where(finite, weights, 0)),
+        sum=sums,
         squares=squares,
-        names=names,
+        names=tuple(floating),
         zeros=zeros,
-        elements=sum(start[name].size for name in names),
+        elements=sum(start[name].size for name in floating),
         finite=finite,
     )
 
 
-def _sums(stacks: Arrays, weights: npt.NDArray[np.int64]) -> dict[str, Floats]:
-    """Return sum_i weights_i model_i by name; clients of weight 0 are left out."""
-    total = {}
-    counted = np.flatnonzero(weights)
-    product = np.empty(BLOCK)
-    for name, stack in stacks.items():
-        flat = stack.reshape(len(stack), -1)
-        out = np.zeros(flat.shape[1])
-        for at in range(0, out.size, BLOCK):
-            part = out[at : at + BLOCK]
-            for i in counted:
-                each = product[: part.size]
-                np.multiply(flat[i, at : at + BLOCK], float(weights[i]), out=each, dtype=np.float64)
-                part += each
-        total[name] = out.reshape(stack.shape[1:])
+def plain_sum(stack: npt.NDArray[Any], weights: npt.NDArray[np.int64]) -> Floats:
+    """Return sum_i weights_i stack_i, one after another, in float64."""
+    total = np.zeros(stack.shape[1:])
+    for weight, array in zip(weights, stack, strict=True):
+        total += np.multiply(array, float(weight), dtype=np.float64)
     return total
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Coordinates ``first`` to ``last`` of a tensor, at ``place`` among those of a part."""
+
+    tensor: int
+    first: int
+    last: int
+    place: slice
+
+    def of(self, stack: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return these coordinates of every client, (clients, coordinates)."""
+        return stack.reshape(len(stack), -1)[:, self.first : self.last]
+
+
+def parts(sizes: Mapping[str, int]) -> Iterator[list[Piece]]:
+    """Yield parts of at most ``BLOCK`` coordinates: pieces of large tensors, small ones together.
+
+    Args:
+        sizes: coordinates of each tensor.
+    """
+    part: list[Piece] = []
+    filled = 0
+    for tensor, size in enumerate(sizes.values()):
+        for first in range(0, size, BLOCK):
+            last = min(first + BLOCK, size)
+            if filled + last - first > BLOCK:
+                yield part
+                part, filled = [], 0
+            part.append(Piece(tensor, first, last, slice(filled, filled + last - first)))
+            filled += last - first
+    if part:
+        yield part
+
+
+def _digest_part(
+    part: Sequence[Piece],
+    old: npt.NDArray[Any],
+    new: Sequence[npt.NDArray[Any]],
+    weights: npt.NDArray[np.int64],
+    total: Floats,
+    squares: Floats,
+    zeros: npt.NDArray[np.int64],
+) -> None:
+    """Add a part's sum, squared norms and zeros to ``total``, ``squares`` and ``zeros``.
+
+    Args:
+        old: (coordinates,), before training.
+        new: for each piece, (clients, its coordinates), after it.
+    """
+    before, offsets = old.astype(np.float64), [piece.place.start for piece in part]
+    tensors = [piece.tensor for piece in part]
+    rows, factors = max(1, BLOCK // old.size), weights.astype(np.float64)
+    work, change = np.empty((rows, old.size)), np.empty((rows, old.size))
+    for at in range(0, len(weights), rows):
+        here = slice(at, at + rows)
+        after, moved = work[: len(weights[here])], change[: len(weights[here])]
+        for piece, stack in zip(part, new, strict=True):
+            after[:, piece.place] = stack[here]
+        np.subtract(after, before, out=moved)
+        zeros[here] += [np.count_nonzero(row == 0) for row in moved]
+        np.square(moved, out=moved)
+        if len(part) == 1:  # twice as fast
+            squares[here, tensors[0]] += moved.sum(axis=1)
+        else:
+            squares[here, tensors] += np.add.reduceat(moved, offsets, axis=1)
+        np.multiply(after, factors[here, None], out=after)
+        for row in after:  # one after another: the order is part of the result
+            total += row

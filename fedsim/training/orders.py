@@ -106,7 +106,7 @@ def chunks(
     filled: dict[Shape, list[int]] = {}
     for place, (held, shape, rng) in enumerate(zip(clients, shapes, rngs, strict=True)):
         if shape not in open_chunks:
-            open_chunks[shape] = blank_chunk(shape, lanes)
+            open_chunks[shape] = _blank(shape, lanes)
             filled[shape] = []
         chunk, lane = open_chunks[shape], len(filled[shape])
         chunk.plan[lane] = write_order(chunk.order[:, lane], held, rng, recipe)
@@ -117,8 +117,14 @@ def chunks(
         yield _closed(open_chunks[shape], filled[shape])
 
 
-def blank_chunk(shape: Shape, lanes: int) -> Chunk:
-    """Return a chunk without clients."""
+def idle_chunk(shape: Shape, lanes: int) -> Chunk:
+    """Return a chunk with one client, which takes one step with the first example."""
+    chunk = _blank(shape, lanes)
+    chunk.plan[0] = 1
+    return _closed(chunk, [0])
+
+
+def _blank(shape: Shape, lanes: int) -> Chunk:
     return Chunk(
         shape=shape,
         places=np.empty(0, np.int64),

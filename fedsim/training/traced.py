@@ -1,42 +1,31 @@
-"""A torch module as a graph of core ATen operators, and that graph as a function of JAX arrays.
+"""A torch module as a list of ATen operations, and that list as a function of JAX arrays.
 
 Torch defines the network; what runs it may be XLA. Tracing follows the module once, for one shape
 of batch: what it does must not depend on the values of its input, nor be random, nor change a
 buffer. Whatever does not translate raises :class:`Untranslatable`, and torch trains it instead.
+
+Torch's own tracer (``make_fx``) would do, but its import takes half a second.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import Module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fedsim.errors import FedsimError
 from fedsim.training.precision import PRECISIONS, class_scores, floating_type
 
-# In the spelling of the operators' keys, and of the types that they give.
-DTYPES = {
-    torch.float64: "float64",
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-    torch.int64: "int64",
-    torch.int32: "int32",
-    torch.int16: "int16",
-    torch.int8: "int8",
-    torch.uint8: "uint8",
-    torch.bool: "bool",
-}
-
-
+# What operators of JAX are not told: results get their types afterwards, and lie where they lie.
+UNTOLD = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
 MIXED = "the examples of a batch influence each other's scores"
 
 
@@ -44,24 +33,54 @@ class Untranslatable(FedsimError):
     """This module cannot be translated for XLA; the message says what stands in the way."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Traced:
-    """A module's class scores as a graph.
+@dataclass(frozen=True)
+class Ref:
+    """Stands for a value among an operation's arguments, by its number."""
 
-    Attributes:
-        graph: its placeholders are the parameters and buffers in the order of ``names``, then x.
-        names: of parameters and buffers.
-        constants: what the graph refers to by ``get_attr``.
-        held: by parameter, the order of axes in which training should hold it. The graph uses it
-            in that order alone: dense weights transposed, kernels with their channels last.
-        convolves: whether a convolution is in it.
+    number: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One ATen operation: its name without namespace and overload, and its arguments.
+
+    ``results`` are numbers and element types of the values that it gives.
     """
 
-    graph: fx.Graph
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    results: tuple[tuple[int, str], ...]
+
+    def uses(self) -> Iterator[int]:
+        """Yield the numbers of the values that it takes."""
+        leaves = tree_leaves((self.args, dict(self.kwargs)))
+        return (leaf.number for leaf in leaves if isinstance(leaf, Ref))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """A module's class scores as operations.
+
+    Attributes:
+        names: of parameters and buffers; their values have the numbers from 0, then comes x.
+        operations: that matter for the scores, in order.
+        constants: other tensors that they take, by number.
+        scores: the number of the scores.
+        held: by parameter, the order of axes in which training should hold it: that in which
+            alone it is used. Dense weights are transposed, kernels have their channels last.
+    """
+
     names: tuple[str, ...]
-    constants: Mapping[str, np.ndarray]
+    operations: tuple[Operation, ...]
+    constants: Mapping[int, np.ndarray]
+    scores: int
     held: Mapping[str, tuple[int, ...]]
-    convolves: bool
+
+    @property
+    def convolves(self) -> bool:
+        """Whether a convolution is among the operations."""
+        return any(operation.name == "convolution" for operation in self.operations)
 
     def __call__(self, arrays: Mapping[str, Any], x: Any) -> Any:
         """Return the class scores, (batch, classes), of JAX arrays.
@@ -72,31 +91,18 @@ class Traced:
         """
         from fedsim.training.operators import OPERATORS
 
-        given = iter([*(arrays[name] for name in self.names), x])
-        values: dict[fx.Node, Any] = {}
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = next(given)
-            elif node.op == "get_attr":
-                values[node] = self.constants[str(node.target)]
-            elif node.op == "output":
-                return fx.node.map_arg(node.args[0], values.__getitem__)
-            elif node.users:
-                arguments = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = _apply(OPERATORS, node, *arguments)
-        raise AssertionError("a graph without an output")
-
-
-def _apply(operators: Mapping[str, Any], node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Apply one operator, and give the result the type that it has in torch."""
-    if node.target is operator.getitem:
-        return args[0][args[1]]
-    kwargs = {k: v for k, v in kwargs.items() if k not in ("dtype", "layout", "device", "out")}
-    result = operators[name_of(node)](*args, **kwargs)
-    expected = node.meta.get("val")
-    if isinstance(expected, Tensor):
-        return result.astype(DTYPES[expected.dtype])
-    return result
+        values = dict(enumerate([*(arrays[name] for name in self.names), x]))
+        values |= self.constants
+        for operation in self.operations:
+            args, kwargs = tree_map_only(
+                Ref, lambda ref: values[ref.number], (operation.args, dict(operation.kwargs))
+            )
+            made = OPERATORS[operation.name](*args, **kwargs)
+            made = made if isinstance(made, tuple) else (made,)
+            # An operator may leave out what networks do not use, such as the places of maxima.
+            for (number, dtype), value in zip(operation.results, made, strict=False):
+                values[number] = value.astype(dtype)
+        return values[self.scores]
 
 
 def trace(model: Module, input_shape: Sequence[int], *, batch: int, precision: str) -> Traced:
@@ -111,82 +117,146 @@ def trace(model: Module, input_shape: Sequence[int], *, batch: int, precision: s
         Untranslatable: it cannot be traced, or not be trained by XLA as torch would train it.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if list(model.state_dict()) != [n for n in model.state_dict() if n in tensors]:
-        raise Untranslatable("modules share parameters")
+    if set(model.state_dict()) != set(tensors):
+        raise Untranslatable("modules share parameters, or keep buffers out of the state dict")
+    if not all(p.requires_grad for p in model.parameters()):
+        raise Untranslatable("a parameter is not to be trained")
     names = tuple(tensors)
-    detached = [tensor.detach() for tensor in tensors.values()]
-    x = torch.zeros((batch, *input_shape), dtype=floating_type(model), device=detached[0].device)
+    given = [tensor.detach() for tensor in tensors.values()]
+    given.append(_blank(model, batch, input_shape))
 
     def scores(*given: Tensor) -> Tensor:
-        *values, features = given
+        *values, x = given
         named = dict(zip(names, values, strict=True))
-        return class_scores(model, named, features, PRECISIONS[precision])
+        return class_scores(model, named, x, PRECISIONS[precision])
 
-    graph_module = _graph(scores, [*detached, x])
-    graph = graph_module.graph
-    _check_shape(graph, batch)
+    recorder = Recorder(given)
+    result = recorder.follow(scores)
+    if result.ndim != 2 or len(result) != batch:
+        raise Untranslatable("the module does not give (batch, classes)")
     if not examples_apart(model, input_shape):
         raise Untranslatable(MIXED)
-    parameters = {name for name, _ in model.named_parameters()}
+    number = recorder.number_of(result)
+    operations = _needed(recorder.operations, number)
+    used = {n for operation in operations for n in operation.uses()}
+    parameters = [name for name, _ in model.named_parameters()]
+    if idle := [name for name in parameters if names.index(name) not in used]:
+        raise Untranslatable(f"the parameter {idle[0]} is not used")
     return Traced(
-        graph=graph,
         names=names,
-        constants={
-            str(node.target): getattr(graph_module, str(node.target)).detach().cpu().numpy()
-            for node in graph.nodes
-            if node.op == "get_attr"
+        operations=operations,
+        constants={n: c for n, c in recorder.constants.items() if n in used},
+        scores=number,
+        held={
+            name: order
+            for name in parameters
+            if (order := _order_used(operations, names.index(name))) is not None
         },
-        held=_held(graph, names, parameters),
-        convolves=any(
-            node.op == "call_function" and name_of(node) == "convolution" for node in graph.nodes
-        ),
     )
 
 
-def _graph(scores: Any, arguments: Sequence[Tensor]) -> fx.GraphModule:
-    """Return the graph in operators that are known, decomposed where that is necessary."""
-    from fedsim.training.operators import OPERATORS
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down the ATen operations that happen, decomposed into those that are known."""
 
-    unknown: set[str] = set()
-    for decomposed in (False, True):
-        table: Any = torch._decomp.core_aten_decompositions() if decomposed else {}
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Spare the import of torch's compiler, half a second, which nothing here uses."""
+        return False
+
+    def __init__(self, given: Sequence[Tensor]) -> None:
+        """Number the tensors that are given from 0."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        from fedsim.training.operators import OPERATORS
+
+        self._known = OPERATORS
+        self._given = given
+        self._numbers: dict[int, int] = {}
+        self._kept: list[Tensor] = []  # an id is unique as long as its tensor lives
+        for tensor in given:
+            self._add(tensor)
+        self.operations: list[Operation] = []
+        self.constants: dict[int, np.ndarray] = {}
+
+    def follow(self, function: Callable[..., Tensor]) -> Tensor:
+        """Call a function with the given tensors and return its result.
+
+        Raises:
+            Untranslatable: something in it has no translation.
+        """
         try:
-            with torch.no_grad():
-                made = make_fx(functionalize(scores), table)(*arguments)
-        except Exception as error:  # whatever a module's forward does that cannot be followed
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise Untranslatable(f"the module cannot be traced: {reason[0]}") from error
-        made.graph.eliminate_dead_code(impure)
-        calls = [node for node in made.graph.nodes if node.op == "call_function"]
-        named = {name_of(node) for node in calls if node.target is not operator.getitem}
-        unknown = named - set(OPERATORS)
-        if not unknown:
-            return made
-    listed = ", ".join(f"aten.{name}" for name in sorted(unknown))
-    raise Untranslatable(f"no translation of the operator {listed}")
+            with torch.no_grad(), self:
+                return functionalize(function)(*self._given)  # type: ignore[no-any-return]
+        except Untranslatable:
+            raise
+        except Exception as error:  # whatever a module does that cannot be followed
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise Untranslatable(f"the module cannot be traced: {reason}") from error
+
+    def _add(self, tensor: Tensor) -> int:
+        self._numbers[id(tensor)] = len(self._kept)
+        self._kept.append(tensor)
+        return len(self._kept) - 1
+
+    def number_of(self, tensor: Tensor) -> int:
+        """Return a tensor's number; one that no operation gave is a constant."""
+        if id(tensor) not in self._numbers:
+            self.constants[self._add(tensor)] = tensor.detach().cpu().numpy()
+        return self._numbers[id(tensor)]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Carry out one operation and write it down."""
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if name not in self._known or func._schema.is_mutable:
+            table: Any = torch._decomp.core_aten_decompositions()
+            if func not in table:
+                raise Untranslatable(f"no translation of the operator aten.{name}")
+            with self:
+                return table[func](*args, **kwargs)
+        refs = tree_map_only(Tensor, lambda t: Ref(self.number_of(t)), (args, kwargs))
+        result = func(*args, **kwargs)
+        made = result if isinstance(result, tuple) else (result,)
+        self.operations.append(
+            Operation(
+                name=name,
+                args=refs[0],
+                kwargs={key: value for key, value in refs[1].items() if key not in UNTOLD},
+                results=tuple((self._add(t), str(t.dtype).removeprefix("torch.")) for t in made),
+            )
+        )
+        return result
 
 
-def impure(node: fx.Node) -> bool:
-    """Say whether a node must stay though nobody uses it: it writes somewhere, or draws."""
-    if node.op in ("placeholder", "output"):
-        return True
-    schema = getattr(node.target, "_schema", None)
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.nondeterministic_seeded in tags or (schema is not None and schema.is_mutable)
+def _needed(operations: Sequence[Operation], number: int) -> tuple[Operation, ...]:
+    """Return the operations that a value depends on."""
+    wanted, kept = {number}, []
+    for operation in reversed(operations):
+        if wanted & {n for n, _ in operation.results}:
+            kept.append(operation)
+            wanted.update(operation.uses())
+    return tuple(reversed(kept))
 
 
-def name_of(node: fx.Node) -> str:
-    """Return an operator's name, without namespace and overload."""
-    packet = getattr(node.target, "overloadpacket", None)
-    return str(getattr(packet, "__name__", node.target))
-
-
-def _check_shape(graph: fx.Graph, batch: int) -> None:
-    """Refuse what is no score per class."""
-    output = next(node for node in graph.nodes if node.op == "output").args[0]
-    value = output.meta.get("val") if isinstance(output, fx.Node) else None
-    if not isinstance(value, Tensor) or value.ndim != 2 or value.shape[0] != batch:
-        raise Untranslatable("the module does not give (batch, classes)")
+def _order_used(operations: Sequence[Operation], number: int) -> tuple[int, ...] | None:
+    """Return the one order of axes in which a value is used; None if it has its own, or many."""
+    orders = set()
+    for operation in operations:
+        if number not in operation.uses():
+            continue
+        if operation.name == "t":
+            order: tuple[int, ...] | None = (1, 0)
+        elif operation.name == "permute":
+            order = tuple(operation.args[1])
+        elif operation.name == "_to_copy":
+            order = _order_used(operations, operation.results[0][0])
+        elif operation.name == "convolution" and operation.args[1] == Ref(number):
+            order = (*range(2, 2 + len(operation.args[3])), 1, 0)
+        else:
+            order = None
+        orders.add(order)
+    return orders.pop() if len(orders) == 1 else None
 
 
 def examples_apart(model: Module, input_shape: Sequence[int]) -> bool:
@@ -194,43 +264,20 @@ def examples_apart(model: Module, input_shape: Sequence[int]) -> bool:
 
     Batches are filled up with examples that must not count; such a module would see them.
     """
-    like = next(model.parameters())
-    blank = torch.zeros((1, *input_shape), dtype=floating_type(model), device=like.device)
+    blank = _blank(model, 1, input_shape)
     with torch.no_grad():
         alike, apart = (_scores_once(model, torch.cat([blank, blank + d])) for d in (0, 1))
     return torch.equal(alike[0].nan_to_num(), apart[0].nan_to_num())
 
 
 def _scores_once(model: Module, x: Tensor) -> Tensor:
-    """Return scores and leave the module's buffers as they were."""
-    tensors = {n: t.clone() for n, t in model.state_dict(keep_vars=False).items()}
-    return class_scores(model, tensors, x, None)
+    """Return scores, and leave the module's buffers and torch's generator as they were."""
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.random.fork_rng(devices=[]):
+        return class_scores(model, tensors, x, None)
 
 
-def _held(
-    graph: fx.Graph, names: Sequence[str], parameters: set[str]
-) -> dict[str, tuple[int, ...]]:
-    """Return the parameters that the graph uses in one other order of axes alone."""
-    held = {}
-    places = [node for node in graph.nodes if node.op == "placeholder"]
-    for name, node in zip(names, places[:-1], strict=True):
-        orders = {_order_used(user, node) for user in node.users}
-        order = orders.pop() if len(orders) == 1 else None
-        if name in parameters and order is not None:
-            held[name] = order
-    return held
-
-
-def _order_used(user: fx.Node, node: fx.Node) -> tuple[int, ...] | None:
-    """Return the order of axes in which ``user`` takes the value of ``node``; None for its own."""
-    name = name_of(user)
-    rank = node.meta["val"].ndim
-    if name == "t" and rank == 2:
-        return (1, 0)
-    if name == "permute":
-        return tuple(user.args[1])  # type: ignore[arg-type]
-    if name == "_to_copy" and len(user.users) == 1:
-        return _order_used(next(iter(user.users)), user)
-    if name == "convolution" and user.args[1] is node:
-        return (*range(2, rank), 1, 0)
-    return None
+def _blank(model: Module, batch: int, input_shape: Sequence[int]) -> Tensor:
+    """Return a batch of zeros where the model is, of its type."""
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return torch.zeros((batch, *input_shape), dtype=floating_type(model), device=place)
