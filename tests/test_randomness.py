@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.federation.sampling import choose_clients
-from fedsim.randomness import key, stream
+from fedsim.randomness import key, stream, streams
 
 small = st.integers(0, 12)
 keys = st.tuples(small, st.sampled_from(["sampling", "batches", "1/2", "2"]), small, small)
@@ -29,6 +29,23 @@ def test_streams_are_equal_exactly_where_their_keys_are(
 ) -> None:
     assert (draws(*one) == draws(*other)) == (one == other)
     assert (key(*one) == key(*other)) == (one == other)
+
+
+@settings(deadline=None)
+@given(keys, st.lists(small, max_size=6), st.integers(0, 5))
+def test_one_generator_for_many_clients(
+    one: tuple[int, str, int, int], clients: list[int], drawn: int
+) -> None:
+    """Each client's draws are its own, whatever was left of the stream before."""
+    seed, purpose, round, _ = one
+    for client, rng in zip(
+        clients, streams(seed, purpose, round=round, clients=clients), strict=True
+    ):
+        expected = stream(seed, purpose, round=round, client=client)
+        rng.integers(0, 2**31, size=drawn, dtype=np.int32)  # may leave half a word
+        expected.integers(0, 2**31, size=drawn, dtype=np.int32)
+        assert rng.permutation(7).tolist() == expected.permutation(7).tolist()
+        assert rng.standard_normal(3).tolist() == expected.standard_normal(3).tolist()
 
 
 def test_streams_are_not_shifts_of_each_other() -> None:
