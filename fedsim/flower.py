@@ -114,8 +114,13 @@ def decode_arrays(record: Mapping[str, Array]) -> dict[str, np.ndarray]:
     return {name: decode_array(array) for name, array in record.items()}
 
 
-def decode_array(array: Array) -> np.ndarray:
-    """Deserialise an array as ``Array.numpy`` does, without parsing a known header again."""
+def decode_array(array: Array, *, copy: bool = True) -> np.ndarray:
+    """Deserialise an array as ``Array.numpy`` does, without parsing a known header again.
+
+    Args:
+        array: of Flower's.
+        copy: give the result memory of its own; otherwise it may only be read.
+    """
     # What lies in Ray's object store (engine.arrays.SharedArray) has parts; its ``data`` copies.
     parts = getattr(array, "parts", None)
     data = memoryview(array.data if parts is None else parts()[-1]).cast("B")
@@ -124,7 +129,8 @@ def decode_array(array: Array) -> np.ndarray:
         return array.numpy()
     shape, fortran_order, dtype = read_header(bytes(data[:start]))
     values = np.frombuffer(data, dtype, offset=start)
-    return values.reshape(shape, order="F" if fortran_order else "C").copy(order="K")
+    values = values.reshape(shape, order="F" if fortran_order else "C")
+    return values.copy(order="K") if copy else values
 
 
 @lru_cache(maxsize=256)
@@ -250,7 +256,7 @@ def matrix(columns: Arrays, dtype: type, clients: int) -> np.ndarray:
 
 
 def decode_block(content: RecordDict) -> BlockReply:
-    """Return a block's reply.
+    """Return a block's reply; its models lie where the message does, and may only be read.
 
     Raises:
         KeyError, ValueError: it is no such reply.
@@ -262,13 +268,14 @@ def decode_block(content: RecordDict) -> BlockReply:
         if figures[kind].shape != (len(columns[kind]), len(clients)):
             raise ValueError(f"{kind} of shape {figures[kind].shape} for {len(clients)} clients")
     summed = SUM in content.array_records
+    models = content.array_records[SUM if summed else STACK]
     told = zip(columns["problem-statuses"], columns["problem-reasons"], strict=True)
     return BlockReply(
         clients=clients,
         counts=dict(zip(columns["counts"], figures["counts"], strict=True)),
         amounts=dict(zip(columns["amounts"], figures["amounts"], strict=True)),
         problems=dict(zip(columns["problem-places"], told, strict=True)),
-        arrays=decode_arrays(content.array_records[SUM if summed else STACK]),
+        arrays={name: decode_array(a, copy=False) for name, a in models.items()},
         summed=summed,
         layers={
             int(name.removeprefix(f"{LAYERS}/")): record  # type: ignore[misc]

@@ -60,12 +60,29 @@ def block_sum(models: Iterable[tuple[Arrays, int]]) -> WeightedSum:
 
 def sum_of(sums: Iterable[WeightedSum]) -> WeightedSum:
     """Add blocks, or the parts of a block, in their order."""
-    total: dict[str, np.ndarray] = {}
-    weight = clients = 0
+    total = RunningSum()
     for each in sums:
-        if not total:
-            total = {name: np.zeros(array.shape) for name, array in each.arrays.items()}
-        for name, array in each.arrays.items():
-            total[name] += array
-        weight, clients = weight + each.weight, clients + each.clients
-    return WeightedSum(arrays=total, weight=weight, clients=clients)
+        total.add(each)
+    return total.result()
+
+
+class RunningSum:
+    """A sum to which one block after another is added, and that holds none of them."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, np.ndarray] = {}
+        self._weight = self._clients = 0
+
+    def add(self, block: WeightedSum) -> None:
+        """Add a block; its arrays are read only now."""
+        if not self._arrays:
+            self._arrays = {name: array + 0.0 for name, array in block.arrays.items()}
+        else:
+            for name, array in block.arrays.items():
+                self._arrays[name] += array
+        self._weight += block.weight
+        self._clients += block.clients
+
+    def result(self) -> WeightedSum:
+        """Return the sum so far."""
+        return WeightedSum(arrays=self._arrays, weight=self._weight, clients=self._clients)

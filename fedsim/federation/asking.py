@@ -114,8 +114,8 @@ class Blocks:
         blocks = [Block(clients=tuple(clients[i] for i in p.places), work=p.work) for p in parts]
         answers = self.grid.send_cohort(content, blocks, timeout=self.timeout_seconds)
         cohort = CohortAnswer(instruction, clients, arrays)
-        for part, messages in zip(parts, answers, strict=True):
-            cohort.take(part.places, messages, timeout_seconds=self.timeout_seconds)
+        for number, (part, messages) in enumerate(zip(parts, answers, strict=True)):
+            cohort.take(number, part.places, messages, timeout_seconds=self.timeout_seconds)
         judged = cohort.judged(summed=summed)
         table = bill_table(cohort, judged, content, self.price)
         usage = getattr(self.grid, "usage", None)

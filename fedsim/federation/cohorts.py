@@ -10,7 +10,7 @@ import numpy.typing as npt
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 
-from fedsim.algorithms.sums import WeightedSum, sum_of
+from fedsim.algorithms.sums import RunningSum, WeightedSum, sum_of
 from fedsim.federation.replies import INITIAL_LOSS, Judged, Update, layer_rows
 from fedsim.flower import BlockReply, Instruction, decode_block
 from fedsim.records import LayerRow
@@ -30,7 +30,8 @@ class CohortAnswer:
         self._present: dict[str, npt.NDArray[np.bool_]] = {}
         self._problems: dict[int, tuple[str, str]] = {}
         self._layers: dict[int, list[LayerRow]] = {}
-        self._sums: list[WeightedSum] = []
+        self._total, self._next = RunningSum(), 0
+        self._early: dict[int, list[WeightedSum]] = {}
         self._updates: dict[int, Update] = {}
         self.layer_columns: dict[int, Mapping[str, Any]] = {}
         # By place, what a client said in place of a reply: nothing at all, if None.
@@ -39,11 +40,30 @@ class CohortAnswer:
         self.numbers = np.ones(len(clients), np.int64)
         self.sent: tuple[str, ...] = ()  # the columns that clients gave
 
-    def take(self, places: Places, messages: Sequence[Message], *, timeout_seconds: float) -> None:
-        """Take a block's reply, in as many parts as there are."""
+    def take(
+        self,
+        block: int,
+        places: Places,
+        messages: Sequence[Message],
+        *,
+        timeout_seconds: float,
+    ) -> None:
+        """Take a block's reply, in as many parts as there are; blocks may come in any order.
+
+        Sums are added in the order of the blocks: those that come too early wait.
+        """
+        self._early[block] = self._take(places, messages, timeout_seconds)
+        while (sums := self._early.pop(self._next, None)) is not None:
+            if sums:
+                self._total.add(sums[0] if len(sums) == 1 else sum_of(sums))
+            self._next += 1
+
+    def _take(
+        self, places: Places, messages: Sequence[Message], timeout_seconds: float
+    ) -> list[WeightedSum]:
         if not messages:
             self._fail(places, "timeout", f"no reply within {timeout_seconds:g} s", None)
-            return
+            return []
         split = len(messages) > 1
         sums: list[WeightedSum] = []
         for i, message in enumerate(messages):
@@ -61,8 +81,7 @@ class CohortAnswer:
                 self._fail(mine, "rejected", f"a block's reply: {problem}", None)
                 continue
             self._accept(reply, mine, sums)
-        if sums:
-            self._sums.append(sums[0] if len(sums) == 1 else sum_of(sums))
+        return sums
 
     def _fail(self, places: Places, status: str, reason: str, said: Error | None) -> None:
         self._problems |= {int(place): (status, reason) for place in places}
@@ -130,7 +149,7 @@ class CohortAnswer:
             updates=[update for _, update in sorted(self._updates.items())],
             clients=table,
             layers=[row for _, rows in sorted(self._layers.items()) for row in rows],
-            total=sum_of(self._sums) if summed else None,
+            total=self._total.result() if summed else None,
         )
 
     def _all_columns(self) -> dict[str, Any]:
