@@ -103,7 +103,8 @@ class CompiledTrainer:
             self._examples,
             start,
             chunk.order,
-            chunk.plan,
+            chunk.sizes,
+            chunk.taken,
             np.int32(len(chunk.places)),
             np.float64(learning_rate),
             corrections,
@@ -138,7 +139,7 @@ class CompiledTrainer:
                 if corrections is not None:
                     mine = stacked([corrections[place] for place in chunk.places], self._lanes)
                 models, *losses = self._run(chunk, start, learning_rate, mine)
-                out.put(chunk.places, models, steps=chunk.plan[:, 0], losses=losses)
+                out.put(chunk.places, models, steps=chunk.taken, losses=losses)
         return out.result()
 
     def digest(self, start: Arrays, result: CohortResult) -> Digest:

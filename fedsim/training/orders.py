@@ -37,14 +37,15 @@ class Chunk:
     Attributes:
         places: (count,), of the clients in the call, ascending.
         order: (steps, lanes, width), int32: dataset indices; lanes beyond ``count`` hold zeros.
-        plan: (lanes, 4), int32: steps; batches a pass; examples in a batch, and in the last of a
-            pass. Lanes beyond ``count`` take no step.
+        sizes: (steps, lanes), int32: how many of a step's indices are its batch.
+        taken: (lanes,), int32: steps that each client takes; lanes beyond ``count`` take none.
     """
 
     shape: Shape
     places: Ints
     order: Indices
-    plan: Indices
+    sizes: Indices
+    taken: Indices
 
 
 def steps_of(examples: npt.ArrayLike, *, epochs: int, steps: int, batch_size: int) -> Ints:
@@ -109,7 +110,9 @@ def chunks(
             open_chunks[shape] = _blank(shape, lanes)
             filled[shape] = []
         chunk, lane = open_chunks[shape], len(filled[shape])
-        chunk.plan[lane] = write_order(chunk.order[:, lane], held, rng, recipe)
+        chunk.taken[lane] = write_order(
+            chunk.order[:, lane], chunk.sizes[:, lane], held, rng, recipe
+        )
         filled[shape].append(place)
         if lane + 1 == lanes:
             yield _closed(open_chunks.pop(shape), filled.pop(shape))
@@ -120,7 +123,7 @@ def chunks(
 def idle_chunk(shape: Shape, lanes: int) -> Chunk:
     """Return a chunk with one client, which takes one step with the first example."""
     chunk = _blank(shape, lanes)
-    chunk.plan[0] = 1
+    chunk.taken[0] = 1
     return _closed(chunk, [0])
 
 
@@ -129,7 +132,8 @@ def _blank(shape: Shape, lanes: int) -> Chunk:
         shape=shape,
         places=np.empty(0, np.int64),
         order=np.zeros((shape.steps, lanes, shape.width), np.int32),
-        plan=np.tile(np.array([0, 1, 1, 1], np.int32), (lanes, 1)),
+        sizes=np.ones((shape.steps, lanes), np.int32),
+        taken=np.zeros(lanes, np.int32),
     )
 
 
@@ -138,20 +142,26 @@ def _closed(chunk: Chunk, places: list[int]) -> Chunk:
         shape=chunk.shape,
         places=np.array(places, np.int64),
         order=chunk.order,
-        plan=chunk.plan,
+        sizes=chunk.sizes,
+        taken=chunk.taken,
     )
 
 
 def write_order(
-    out: Indices, held: npt.NDArray[np.int64], rng: np.random.Generator, recipe: Recipe
-) -> tuple[int, int, int, int]:
-    """Write a client's batches, and return its row of the plan.
+    out: Indices,
+    sizes: Indices,
+    held: npt.NDArray[np.int64],
+    rng: np.random.Generator,
+    recipe: Recipe,
+) -> int:
+    """Write a client's batches and their sizes, and return how many there are.
 
     A batch that is smaller than the width repeats its first example, a real one: what is computed
     for it in vain is as finite as the client's data are.
 
     Args:
         out: (steps, width); steps beyond the client's are left as they are.
+        sizes: (steps,), as ``out``.
         held: the client's dataset indices, at least one.
         rng: gives one permutation a pass, as in ``batches``.
     """
@@ -160,6 +170,8 @@ def write_order(
     per_pass = -(-n // size)
     steps = recipe.steps or recipe.epochs * per_pass
     last = n - (per_pass - 1) * size
+    sizes[:steps] = size
+    sizes[per_pass - 1 : steps : per_pass] = last
     for start in range(0, steps, per_pass):
         order = held[rng.permutation(n)]
         batches = min(per_pass, steps - start)
@@ -171,9 +183,4 @@ def write_order(
             rows[whole, last:] = order[whole * size]
         if size < width:
             rows[:whole, size:] = rows[:whole, :1]
-    return steps, per_pass, size, last
-
-
-def batch_sizes(plan: Indices, t: int) -> Indices:
-    """Return how many examples each lane's step ``t`` takes, (lanes,)."""
-    return np.where((t + 1) % plan[:, 1] == 0, plan[:, 3], plan[:, 2])
+    return steps

@@ -64,7 +64,7 @@ class Step:
         t: Array,
         carry: Carry,
         indices: Array,
-        plan: Array,
+        count: Array,
         *,
         examples: Examples,
         begin: Tree,
@@ -75,13 +75,12 @@ class Step:
 
         Args:
             t: (), from 0.
-            indices: (width,), of the batch.
-            plan: (4,), see ``orders.Chunk``.
+            indices: (width,).
+            count: (), how many of the indices are the batch.
             begin: the model at the start: parameters as held, and buffers.
             correction: by parameter, as held.
         """
         recipe = self.recipe
-        count = jnp.where((t + 1) % plan[1] == 0, plan[3], plan[2])
         loss, g = self._gradient(carry.w, begin, indices, count, examples)
         if recipe.clip_norm:
             squares = [jnp.sum(jnp.square(part)) for part in g.values()]
@@ -149,49 +148,41 @@ Program = Callable[..., Any]
 def one_after_another(step: Step, *, lanes: int) -> Program:
     """Return the program that trains up to ``lanes`` clients, each to its end before the next.
 
-    It takes (examples, start, order, plan, count, learning_rate, corrections) and gives (models,
-    first losses, last losses), each with the clients along the first axis. ``count`` is how many
-    of the lanes are clients; corrections are by parameter, (lanes, \\*shape), or None.
+    It takes (examples, start, order, sizes, taken, count, learning_rate, corrections) and gives
+    (models, first losses, last losses), each with the clients along the first axis. Order, sizes
+    and taken are those of ``orders.Chunk``; ``count`` is how many of the lanes are clients;
+    corrections are by parameter, (lanes, \\*shape), or None.
     """
-
-    def client(
-        lane: Any, examples: Examples, begin: Tree, order: Array, plan: Array, rate: Array,
-        corrections: Tree | None,
-    ) -> Carry:  # fmt: skip
-        mine = None if corrections is None else {k: c[lane] for k, c in corrections.items()}
-
-        def body(t: Array, carry: Carry) -> Carry:
-            return step(
-                t, carry, order[t, lane], plan[lane],
-                examples=examples, begin=begin, learning_rate=rate, correction=mine,
-            )  # fmt: skip
-
-        end: Carry = lax.fori_loop(0, plan[lane, 0], body, step.start(begin))
-        return end
+    held = step.traced.held
 
     def program(
-        examples: Examples, start: Tree, order: Array, plan: Array, count: Array, rate: Array,
-        corrections: Tree | None,
+        examples: Examples, start: Tree, order: Array, sizes: Array, taken: Array, count: Array,
+        rate: Array, corrections: Tree | None,
     ) -> tuple[Tree, Array, Array]:  # fmt: skip
-        held = step.traced.held
-        begin = hold(start, held)
-        if corrections is not None:
-            corrections = jax.vmap(lambda c: hold(c, held))(corrections)
+        begin, corrections = hold(start, held), _hold_lanes(corrections, held)
 
-        def train(lane: Any) -> tuple[Tree, Array, Array]:
-            end = client(lane, examples, begin, order, plan, rate, corrections)
-            return release(end.w, held), end.first_loss, end.last_loss
+        def train(lane: Any) -> Carry:
+            mine = None if corrections is None else {k: c[lane] for k, c in corrections.items()}
+
+            def body(t: Array, carry: Carry) -> Carry:
+                return step(
+                    t, carry, order[t, lane], sizes[t, lane],
+                    examples=examples, begin=begin, learning_rate=rate, correction=mine,
+                )  # fmt: skip
+
+            end: Carry = lax.fori_loop(0, taken[lane], body, step.start(begin))
+            return end._replace(v={})
+
+        def body(lane: Array, out: Carry) -> Carry:
+            write = lax.dynamic_update_index_in_dim
+            new: Carry = jax.tree.map(lambda o, a: write(o, a, lane, 0), out, train(lane))
+            return new
 
         if lanes == 1:
-            only: tuple[Tree, Array, Array] = jax.tree.map(lambda a: a[None], train(0))
-            return only
-        shapes = jax.eval_shape(lambda: train(0))
-        room = jax.tree.map(lambda a: jnp.zeros((lanes, *a.shape), a.dtype), shapes)
-
-        def body(lane: Array, out: Any) -> Any:
-            return jax.tree.map(lambda o, a: o.at[lane].set(a), out, train(lane))
-
-        return lax.fori_loop(0, count, body, room)  # type: ignore[no-any-return]
+            return _released(jax.tree.map(lambda a: a[None], train(0)), held)
+        like = jax.eval_shape(lambda: train(0))
+        room = jax.tree.map(lambda a: jnp.zeros((lanes, *a.shape), a.dtype), like)
+        return _released(lax.fori_loop(0, count, body, room), held)
 
     made: Program = jax.jit(program)
     return made
@@ -199,38 +190,38 @@ def one_after_another(step: Step, *, lanes: int) -> Program:
 
 def together(step: Step, *, lanes: int) -> Program:
     """Return the program that trains ``lanes`` clients in step; as :func:`one_after_another`."""
+    held = step.traced.held
 
     def program(
-        examples: Examples, start: Tree, order: Array, plan: Array, count: Array, rate: Array,
-        corrections: Tree | None,
+        examples: Examples, start: Tree, order: Array, sizes: Array, taken: Array, count: Array,
+        rate: Array, corrections: Tree | None,
     ) -> tuple[Tree, Array, Array]:  # fmt: skip
-        held = step.traced.held
-        begin = hold(start, held)
-        if corrections is not None:
-            corrections = jax.vmap(lambda c: hold(c, held))(corrections)
-        first = step.start(begin)
-        carries = jax.tree.map(lambda a: jnp.broadcast_to(a, (lanes, *a.shape)), first)
+        begin, corrections = hold(start, held), _hold_lanes(corrections, held)
 
-        def lane(t: Array, carry: Carry, indices: Array, plan: Array, mine: Tree | None) -> Carry:
+        def lane(
+            t: Array, carry: Carry, indices: Array, size: Array, taken: Array, mine: Tree | None
+        ) -> Carry:
             new = step(
-                t, carry, indices, plan,
+                t, carry, indices, size,
                 examples=examples, begin=begin, learning_rate=rate, correction=mine,
             )  # fmt: skip
             # A client that has finished stays as it is.
-            kept: Carry = jax.tree.map(lambda a, b: jnp.where(t < plan[0], a, b), new, carry)
+            kept: Carry = jax.tree.map(lambda a, b: jnp.where(t < taken, a, b), new, carry)
             return kept
 
-        axes = (None, 0, 0, 0, None if corrections is None else 0)
+        axes = (None, 0, 0, 0, 0, None if corrections is None else 0)
 
         def body(t: Array, carries: Carry) -> Carry:
-            new: Carry = jax.vmap(lane, in_axes=axes)(t, carries, order[t], plan, corrections)
+            every = jax.vmap(lane, in_axes=axes)
+            new: Carry = every(t, carries, order[t], sizes[t], taken, corrections)
             return new
 
-        end = lax.fori_loop(0, jnp.max(plan[:, 0]), body, carries)
-        back = jax.vmap(lambda w: release(w, held))(end.w)
-        return back, end.first_loss, end.last_loss
+        first = step.start(begin)
+        carries = jax.tree.map(lambda a: jnp.broadcast_to(a, (lanes, *a.shape)), first)
+        return _released(lax.fori_loop(0, jnp.max(taken), body, carries), held)
 
-    return jax.jit(program)
+    made: Program = jax.jit(program)
+    return made
 
 
 def step_by_step(step: Step) -> Program:
@@ -242,36 +233,46 @@ def step_by_step(step: Step) -> Program:
 
     @jax.jit
     def begin(start: Tree, corrections: Tree | None) -> tuple[Tree, Carry, Tree | None]:
-        mine = None if corrections is None else {k: c[0] for k, c in corrections.items()}
+        mine = _hold_lanes(corrections, held)
         start = hold(start, held)
         # Copies, since the first step may write into what it is given.
         carry = jax.tree.map(lambda a: a.copy(), step.start(start))
-        return start, carry, None if mine is None else hold(mine, held)
+        return start, carry, None if mine is None else {k: c[0] for k, c in mine.items()}
 
     def one(
-        carry: Carry, t: Array, order: Array, plan: Array, examples: Examples, start: Tree,
+        carry: Carry, t: Array, order: Array, sizes: Array, examples: Examples, begin: Tree,
         rate: Array, correction: Tree | None,
     ) -> Carry:  # fmt: skip
         return step(
-            t, carry, order[t, 0], plan[0],
-            examples=examples, begin=start, learning_rate=rate, correction=correction,
+            t, carry, order[t, 0], sizes[t, 0],
+            examples=examples, begin=begin, learning_rate=rate, correction=correction,
         )  # fmt: skip
 
     one_step = jax.jit(one, donate_argnums=0)
 
     @jax.jit
     def end(carry: Carry) -> tuple[Tree, Array, Array]:
-        result = (release(carry.w, held), carry.first_loss, carry.last_loss)
-        return jax.tree.map(lambda a: a[None], result)  # type: ignore[no-any-return]
+        return _released(jax.tree.map(lambda a: a[None], carry), held)
 
     def program(
-        examples: Examples, start: Tree, order: Any, plan: Any, count: Any, rate: Any,
+        examples: Examples, start: Tree, order: Any, sizes: Any, taken: Any, count: Any, rate: Any,
         corrections: Tree | None,
     ) -> Any:  # fmt: skip
         place, carry, correction = begin(start, corrections)
-        on_device = jax.device_put((order, plan))
-        for t in range(int(plan[0, 0])):
-            carry = one_step(carry, np.int32(t), *on_device, examples, place, rate, correction)
+        order, sizes = jax.device_put((order, sizes))
+        for t in range(int(taken[0])):
+            carry = one_step(carry, np.int32(t), order, sizes, examples, place, rate, correction)
         return end(carry)
 
     return program
+
+
+def _hold_lanes(stacks: Tree | None, held: Mapping[str, tuple[int, ...]]) -> Tree | None:
+    """Return :func:`hold` of arrays that have the clients along the first axis."""
+    turned: Tree | None = None if stacks is None else jax.vmap(lambda s: hold(s, held))(stacks)
+    return turned
+
+
+def _released(end: Carry, held: Mapping[str, tuple[int, ...]]) -> tuple[Tree, Array, Array]:
+    """Return the models as torch has them, and the losses, of all lanes."""
+    return jax.vmap(lambda w: release(w, held))(end.w), end.first_loss, end.last_loss

@@ -17,7 +17,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.training.cohort import Arrays, CohortResult, Recipe
 from fedsim.training.digest import Digest, digest
 from fedsim.training.local import train_locally, warm_up
-from fedsim.training.orders import Chunk, batch_sizes, chunks
+from fedsim.training.orders import Chunk, chunks
 from fedsim.training.parameters import load_arrays, read_arrays
 from fedsim.training.precision import PRECISIONS, Lowered, class_scores, floating_type
 from fedsim.training.results import Collected, stacked
@@ -163,7 +163,7 @@ class VectorisedTrainer:
             out.put(
                 chunk.places,
                 {name: stack.cpu().numpy() for name, stack in models.items()},
-                steps=chunk.plan[:, 0],
+                steps=chunk.taken,
                 losses=losses,
             )
         return out.result()
@@ -176,7 +176,7 @@ class VectorisedTrainer:
         buffers = {n: tensor for n, tensor in start.items() if n not in w}
         begin = dict(start)
         velocity = {n: torch.zeros_like(p) for n, p in w.items()}
-        steps = chunk.plan[:, 0]
+        steps = chunk.taken
         first = last = torch.zeros(self._lanes, dtype=self._dtype)
         for t in range(steps.max()):
             x, y, counted = self._batch(chunk, t)
@@ -196,7 +196,7 @@ class VectorisedTrainer:
         indices = torch.from_numpy(chunk.order[t].astype(np.int64)).to(self._device)
         # Stored values times the scale in float32, as the dataset gives its features.
         x = (self._x[indices].float() * self._scale).to(self._dtype)
-        counted = np.arange(width) < batch_sizes(chunk.plan, t)[:, None]
+        counted = np.arange(width) < chunk.sizes[t, :, None]
         return x, self._y[indices], torch.from_numpy(counted).to(self._device)
 
     def _step(
