@@ -37,7 +37,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 def rates(case: Case, rows: Sequence[Row]) -> Table:
     """Clients a second, fedsim's ratio to every other entry, memory."""
     first = summary.counted(rows, case.name, case.entries[0].label)
-    head = ("", "clients/s", "runs", "ratio", "target", "", "first round", *MEMORY)
+    head = ("", "clients/s", "runs", "ratio", "target", "", "start", "first round", *MEMORY)
     lines = []
     for entry in case.entries:
         if mine := summary.counted(rows, case.name, entry.label):
@@ -51,6 +51,7 @@ def rates(case: Case, rows: Sequence[Row]) -> Table:
                     shown(against, times),
                     times(entry.target) if entry.target else "",
                     verdict(entry, against),
+                    shown_middle(summary.spread(mine, lambda r: r.get("start_seconds")), seconds),
                     shown_middle(summary.spread(mine, first_round), seconds),
                     shown_middle(summary.spread(mine, summary.driver_bytes), megabytes),
                     shown_middle(summary.spread(mine, summary.worker_bytes), megabytes),

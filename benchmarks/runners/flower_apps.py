@@ -6,6 +6,7 @@ In a module of its own, so that the workers import it and keep what it holds.
 from __future__ import annotations
 
 import os
+import time
 from functools import lru_cache
 
 import torch
@@ -78,6 +79,8 @@ def server_app(spec: Spec, rounds: Rounds) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        while len(list(grid.get_node_ids())) < spec.clients:  # they register one by one
+            time.sleep(0.1)
         arrays = ArrayRecord(build(spec.model).state_dict())
         strategy(min(WARM_UP_CLIENTS, spec.cohort)).start(grid, arrays, num_rounds=1)
 

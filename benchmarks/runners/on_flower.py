@@ -16,7 +16,7 @@ def backend(workers: int) -> dict[str, Any]:
     """Return what tells Flower's Ray backend to use so many actors."""
     return {
         "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-        "init_args": {"num_cpus": workers},
+        "init_args": {"num_cpus": workers, "address": "local"},  # a Ray of its own
     }
 
 
