@@ -22,7 +22,7 @@ from fedsim.costs import counted_columns
 from fedsim.flower import ARRAYS, Arrays, Instruction, describe_not_finite
 from fedsim.measure.bill import Bill
 from fedsim.measure.health import Health, look, probe_indices
-from fedsim.randomness import stream
+from fedsim.randomness import stream, streams
 from fedsim.training import CohortResult, Digest, load_arrays, mean_loss
 
 RESULT = ("examples", "steps", "loss_first_step", "loss_last_step")
@@ -85,7 +85,7 @@ def train_clients(
     with bill.clock("data"):
         partition, trainer = parts.partition(experiment), parts.trainer(experiment)
         held = [partition.indices(client) for client in clients]
-        rngs = [stream(seed, "batches", round=asked.round, client=client) for client in clients]
+        rngs = streams(seed, "batches", round=asked.round, clients=clients)
     with bill.clock("evaluation"):
         initial = initial_losses(experiment, asked, held)
         before = examine(experiment, asked.level, clients, held, lambda _: asked.arrays)

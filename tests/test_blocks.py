@@ -56,7 +56,12 @@ def run_both(
 ) -> Callable[..., tuple[Run, Run]]:
     def run(**tables: dict[str, object]) -> tuple[Run, Run]:
         many = {"clients": 24, "partition": "dirichlet", "alpha": 0.3}
-        tables = {"data": many, **tables, "server": {"clients_per_round": 11, **tables["server"]}}
+        tables = {
+            "data": many,
+            "train": {"block_clients": 4},
+            **tables,
+            "server": {"clients_per_round": 11, **tables["server"]},
+        }
         runs = []
         for name, app in {"blocks": client_app, "single": alone(client_app)}.items():
             out = {"out": str(tmp_path / name)}
@@ -154,7 +159,9 @@ def test_a_damaged_reply_of_a_block_is_rejected_and_recorded(
 
     data, server = {"clients": 12}, {"clients_per_round": 12}
     run = run_inline(
-        make_experiment(data=data, server=server, experiment={"rounds": 1}),
+        make_experiment(
+            data=data, server=server, train={"block_clients": 4}, experiment={"rounds": 1}
+        ),
         spoiled(client_app, spoil),
     )
     rejected = run.clients[run.clients.status == "rejected"]

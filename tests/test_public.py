@@ -73,8 +73,9 @@ def test_a_simulation_is_called_as_flower_s() -> None:
             RoundRow,
             "round test_accuracy test_loss clients_trained clients_failed uplink_bytes "
             "downlink_bytes uplink_dense_bytes downlink_dense_bytes train_flops cpu_seconds "
-            "wall_seconds package_joules model_compressed_bytes model_zero_fraction "
-            "model_top_1_percent_energy model_top_10_percent_energy model_entropy_bits",
+            "wall_seconds package_joules worker_idle_fraction model_compressed_bytes "
+            "model_zero_fraction model_top_1_percent_energy model_top_10_percent_energy "
+            "model_entropy_bits",
         ),
         (
             ClientRow,
