@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from fedsim.models.initialise import OUTPUT
+from fedsim.models.initialise import OUTPUT, undrawn
 from fedsim.models.mlp import dense
 
 CHANNELS = 32
@@ -27,16 +27,15 @@ def cnn(
     A block is a 5 x 5 convolution that keeps height and width, the activation, and a maximum over
     2 x 2; the first has 32 channels, each next one twice as many. Takes (batch, channels, height,
     width), gives (batch, classes). With width 512 and depth 2 on 1 x 28 x 28 images and 10
-    classes: 1,663,370 parameters. The weights hold whatever the memory held before, until they are
-    initialised.
+    classes: 1,663,370 parameters. The weights hold a
+    draw of torch's until they are initialised.
     """
     channels, height, breadth = input_shape
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i in range(1, depth + 1):
         filters = CHANNELS * 2 ** (i - 1)
-        layers[f"conv{i}"] = nn.Conv2d(
-            channels, filters, KERNEL, padding=KERNEL // 2, device="meta"
-        ).to_empty(device="cpu")
+        with undrawn():
+            layers[f"conv{i}"] = nn.Conv2d(channels, filters, KERNEL, padding=KERNEL // 2)
         layers[f"activation{i}"] = activation()
         layers[f"pool{i}"] = nn.MaxPool2d(2)
         channels, height, breadth = filters, height // 2, breadth // 2

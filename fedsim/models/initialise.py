@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -12,6 +14,17 @@ from fedsim.randomness import stream
 
 # The name of the layer that gives the logits. No activation follows it, so its gain is 1.
 OUTPUT = "output"
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Leave torch's global generator alone while layers are built, whose weights are drawn later.
+
+    torch draws weights for every new layer. Building layers on the device ``meta`` spares the draw,
+    and imports torch's symbolic shapes, which takes hundreds of times as long.
+    """
+    with torch.random.fork_rng(devices=[]):
+        yield
 
 
 def initialise(model: nn.Module, *, gain: float, seed: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from fedsim.models.initialise import OUTPUT
+from fedsim.models.initialise import OUTPUT, undrawn
 
 
 def mlp(
@@ -22,8 +22,8 @@ def mlp(
     """Return ``depth`` dense layers of ``width`` units, each with its activation, and the logits.
 
     Takes (batch, \\*input_shape), of any shape; gives (batch, classes). With width 200 and depth 2
-    on 28 x 28 images and 10 classes: 784-200-200-10, 199,210 parameters. The weights hold whatever
-    the memory held before, until they are initialised.
+    on 28 x 28 images and 10 classes: 784-200-200-10, 199,210 parameters. The weights hold a
+    draw of torch's until they are initialised.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     features = math.prod(input_shape)
@@ -36,5 +36,6 @@ def mlp(
 
 
 def dense(features: int, units: int) -> nn.Linear:
-    """Return a dense layer whose weights are not drawn (torch would draw and discard them)."""
-    return nn.Linear(features, units, device="meta").to_empty(device="cpu")
+    """Return a dense layer, whose weights are drawn later."""
+    with undrawn():
+        return nn.Linear(features, units)
