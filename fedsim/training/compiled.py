@@ -13,7 +13,7 @@ from torch.nn import Module
 from fedsim.data.dataset import Dataset
 from fedsim.training.cohort import Arrays, CohortResult, Recipe
 from fedsim.training.digest import Digest, digest
-from fedsim.training.orders import Chunk, chunks, idle_chunk, shape_of
+from fedsim.training.orders import Chunk, Shape, chunks, idle_chunk, shape_of
 from fedsim.training.results import Collected, stacked
 from fedsim.training.traced import Traced, trace
 from fedsim.training.xla import load_jax
@@ -56,6 +56,7 @@ class CompiledTrainer:
         self._device = self._jax.devices("gpu" if device == "cuda" else device)[0]
         self._parameters = tuple(name for name, _ in model.named_parameters())
         self._programs: dict[int, Any] = {}
+        self._ready: set[Shape] = set()  # whose programs are loaded
         self._stepwise = not together and self._traced(recipe.batch_size or 2).convolves
         if self._stepwise:
             self._lanes = 1
@@ -112,14 +113,18 @@ class CompiledTrainer:
 
     def prepare(self, arrays: Arrays, clients: Sequence[npt.NDArray[np.int64]]) -> None:
         """Compile and load what training these clients needs; see ``CohortTrainer``."""
-        shapes = dict.fromkeys(shape_of(len(held), self._recipe) for held in clients)
+        sizes = {len(held) for held in clients}
+        shapes = {shape_of(size, self._recipe) for size in sizes} - self._ready
+        if not shapes:
+            return
         with self._scope():
             start = self._jax.device_put(dict(arrays))
-            for shape in shapes:
+            for shape in sorted(shapes):
                 # A step that is thrown away: machine code is loaded when it first runs.
                 self._jax.block_until_ready(
                     self._run(idle_chunk(shape, self._lanes), start, 0.0, None)
                 )
+        self._ready |= shapes
 
     def train(
         self,
