@@ -24,6 +24,7 @@ from ray.exceptions import (
 )
 
 from fedsim.engine.actor import Ready
+from fedsim.engine.ray_start import first_line
 from fedsim.errors import EngineError
 
 ATTEMPTS = 3  # a load that outlived so many workers is given up
@@ -223,6 +224,7 @@ class Crew:
 
     def _replace(self, handle: Handle, reason: str) -> None:
         """Start a new worker and queue the dead one's loads again, first in line."""
+        logger.info("worker %d died and is replaced: %s", handle.number, reason)
         oldest, *others = handle.loads.values()  # the others only waited behind it
         self._end(handle)
         self._start(handle)
@@ -272,11 +274,6 @@ def cause_of_death(error: RayError) -> str:
     if isinstance(error, OutOfMemoryError):
         return MEMORY
     return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its kind."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def cpus() -> float:

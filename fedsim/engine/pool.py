@@ -119,7 +119,8 @@ class RayExecutor:
         session, self._session = self._session, None
         if session is None:
             return
-        session.settle()
+        session.close(before=self._end_crew)
+
+    def _end_crew(self) -> None:
         if self._started is not None:
             self._started.close()
-        session.close()

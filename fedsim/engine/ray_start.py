@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -15,6 +17,7 @@ from ray.exceptions import RayError
 from fedsim.errors import EngineError
 
 CONNECT_SECONDS = 10.0
+START_SECONDS = 60.0  # joining takes two, starting on a busy machine ten
 # Up to so many bytes, an argument or a reply travels inside its call. Ray's default sends the
 # model of a small network through the object store, which takes three times as long. Only whoever
 # starts Ray can set it.
@@ -36,6 +39,7 @@ class RaySession:
         if address:
             knock(address)
         self.inline_bytes = RAYS_INLINE_BYTES
+        self._until = time.monotonic() + START_SECONDS
         self._arguments = (cores, address, then)
         self._up = threading.Event()
         self._over = threading.Event()
@@ -49,18 +53,26 @@ class RaySession:
         Raises:
             EngineError: it could not be started or reached.
         """
-        self._up.wait()
+        if not self._settled():
+            self._problem = EngineError(unreachable(self._arguments[1], "no answer in time"))
         if self._problem is not None:
             raise self._problem
 
-    def settle(self) -> None:
-        """Wait until Ray is up, or will not be."""
-        self._up.wait()
+    def close(self, before: Callable[[], None]) -> None:
+        """Shut Ray down, if it was started or joined here; ``before`` runs while it is up."""
+        if self._settled():
+            before()
+            self._over.set()
+            self._thread.join()
 
-    def close(self) -> None:
-        """Shut Ray down, if it was started or joined here."""
-        self._over.set()
-        self._thread.join()
+    def _settled(self) -> bool:
+        """Wait until Ray is up or has failed; return False if neither happens in time.
+
+        It waits for ever for somebody who listens and is no Ray. The thread then stays behind; it
+        does not keep the program from ending.
+        """
+        left = self._until - time.monotonic()
+        return self._up.wait(max(0.0, left))
 
     def _keep(self) -> None:
         cores, address, then = self._arguments
@@ -94,13 +106,61 @@ def start_ray(cores: int, address: str) -> bool:
             "_system_config": {"max_direct_call_object_size": OUR_INLINE_BYTES},
         }
     try:
-        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        with contextlib.nullcontext() if address else impatience():
+            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
     except (RayError, ConnectionError, OSError, RuntimeError, ValueError, TimeoutError) as error:
-        where = f"the Ray cluster at {address!r}" if address else "Ray on this machine"
-        verb = "reached" if address else "started"
-        remedy = "check engine.address" if address else 'use engine.name = "inline"'
-        raise EngineError(f"{where} could not be {verb}: {error}; {remedy}") from error
+        raise EngineError(unreachable(address, first_line(error))) from error
     return True
+
+
+@contextlib.contextmanager
+def impatience() -> Iterator[None]:
+    """Let ``ray.init`` see at once that its node is there.
+
+    Ray looks for it, sleeps a whole second, and looks again, which is a fifth of the time from
+    ``fedsim run`` to the end of a first round. Nothing public changes that; where Ray's inside
+    looks different from what it is in the version that Flower pins, nothing is changed here.
+    """
+    try:
+        from ray._private import services
+        from ray._private.state import GlobalState
+
+        look, options = services.get_node, services._get_gcs_client_options
+    except (ImportError, AttributeError):
+        yield
+        return
+
+    def get_node(address: str, node_id: str) -> Any:
+        state = GlobalState()  # type: ignore[no-untyped-call]
+        state._initialize_global_state(options(address))  # type: ignore[no-untyped-call]
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            nodes = state.node_table()  # type: ignore[no-untyped-call]
+            if any(node["NodeID"] == node_id for node in nodes):
+                break
+            time.sleep(0.02)
+        return look(address, node_id)  # type: ignore[no-untyped-call]
+
+    services.get_node = get_node
+    try:
+        yield
+    finally:
+        services.get_node = look
+
+
+def unreachable(address: str, why: str) -> str:
+    """Say that Ray could not be started, or reached, and what to do about it."""
+    if not address:
+        return f'Ray could not be started on this machine: {why}; use engine.name = "inline"'
+    return (
+        f"the Ray cluster at {address!r} could not be reached: {why} (tried for up to "
+        f"{START_SECONDS:g} s); check engine.address, or leave it empty to start Ray here"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def knock(address: str) -> None:
@@ -114,10 +174,7 @@ def knock(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
-        raise EngineError(
-            f"the Ray cluster at {address!r} could not be reached: {error} (tried for up to "
-            f"{CONNECT_SECONDS:g} s); check engine.address, or leave it empty to start Ray here"
-        ) from error
+        raise EngineError(unreachable(address, str(error))) from error
 
 
 def cores_here() -> int:
