@@ -57,7 +57,9 @@ class CompiledTrainer:
         self._parameters = tuple(name for name, _ in model.named_parameters())
         self._programs: dict[int, Any] = {}
         self._ready: set[Shape] = set()  # whose programs are loaded
-        self._stepwise = not together and self._traced(recipe.batch_size or 2).convolves
+        self._traces: dict[int, Traced] = {}
+        convolves = self._traced(recipe.batch_size or 2).convolves
+        self._stepwise = convolves and not together
         if self._stepwise:
             self._lanes = 1
         with self._scope():
@@ -74,8 +76,10 @@ class CompiledTrainer:
             yield
 
     def _traced(self, width: int) -> Traced:
-        shape = self._dataset.input_shape
-        return trace(self._model, shape, batch=width, precision=self._precision)
+        if width not in self._traces:
+            shape = self._dataset.input_shape
+            self._traces[width] = trace(self._model, shape, batch=width, precision=self._precision)
+        return self._traces[width]
 
     def _program(self, width: int) -> Any:
         """Return the program for batches of this width."""

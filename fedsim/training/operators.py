@@ -48,7 +48,7 @@ def identity(x: Array, *_: Any, **__: Any) -> Array:
 
 
 def relu(x: Array) -> Array:
-    return jnp.where(x > 0, x, jnp.zeros_like(x))  # as in torch: no gradient at 0
+    return jnp.where(x <= 0, jnp.zeros_like(x), x)  # as in torch: no gradient at 0, NaN stays NaN
 
 
 def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
@@ -175,14 +175,22 @@ def group_norm(
 
 
 def batch_norm(
-    x: Array, weight: Any, bias: Any, mean: Array, variance: Array, momentum: float, eps: float
-) -> tuple[Array, Array, Array]:
-    """Normalise by running statistics (a module in evaluation mode)."""
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    mean: Array | None,
+    variance: Array | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Array]:
+    """Normalise by running statistics, as a module in evaluation mode does."""
+    if training or mean is None or variance is None:
+        raise NotImplementedError("normalisation by the batch")
     shape = (1, -1, *[1] * (x.ndim - 2))
     result = (x - mean.reshape(shape)) * lax.rsqrt(variance.reshape(shape) + eps)
     result = result if weight is None else result * weight.reshape(shape)
-    empty = jnp.zeros((0,), x.dtype)
-    return result if bias is None else result + bias.reshape(shape), empty, empty
+    return (result if bias is None else result + bias.reshape(shape),)
 
 
 def convolution(
@@ -325,6 +333,10 @@ def constant_pad(x: Array, pad: Axes, value: float = 0) -> Array:
     return jnp.pad(x, edges, constant_values=value)
 
 
+def zeros(size: Axes, **_: Any) -> Array:
+    return jnp.zeros(tuple(size))
+
+
 def full(size: Axes, value: float, **_: Any) -> Array:
     return jnp.full(tuple(size), value)
 
@@ -418,7 +430,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "var_mean": var_mean,
     "native_layer_norm": layer_norm,
     "native_group_norm": group_norm,
-    "_native_batch_norm_legit_no_training": batch_norm,
+    "native_batch_norm": batch_norm,
     # shapes
     "view": view,
     "_unsafe_view": view,
@@ -438,6 +450,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "detach": lax.stop_gradient,
     "_to_copy": identity,
     # new values
+    "empty": zeros,
+    "zeros": zeros,
     "full": full,
     "full_like": full_like,
     "zeros_like": jnp.zeros_like,

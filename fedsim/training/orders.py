@@ -79,9 +79,12 @@ def shape_of(examples: int, recipe: Recipe) -> Shape:
 
 
 def _roomy(width: int, most: int) -> int:
-    """Return the next of 1, 2, 3, 4, 6, 8, 12, ...: at most ``most`` unless that is 0."""
-    power = 1 << (width - 1).bit_length()
-    roomy = power * 3 // 4 if power >= 4 and width <= power * 3 // 4 else power
+    """Return the next of 8, 16, 24, 32, 40, 48, 56, 64, 80, ..., four to each power of two.
+
+    At most ``most``, unless that is 0.
+    """
+    unit = max(8, (1 << (width.bit_length() - 1)) // 4)
+    roomy = -(-width // unit) * unit
     return min(roomy, most) if most else roomy
 
 

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fedsim.errors import FedsimError
 from fedsim.training.precision import PRECISIONS, class_scores, floating_type
+from fedsim.training.xla import load_jax
 
 # What operators of JAX are not told: results get their types afterwards, and lie where they lie.
 UNTOLD = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
@@ -142,7 +143,7 @@ def trace(model: Module, input_shape: Sequence[int], *, batch: int, precision: s
     parameters = [name for name, _ in model.named_parameters()]
     if idle := [name for name in parameters if names.index(name) not in used]:
         raise Untranslatable(f"the parameter {idle[0]} is not used")
-    return Traced(
+    traced = Traced(
         names=names,
         operations=operations,
         constants={n: c for n, c in recorder.constants.items() if n in used},
@@ -153,6 +154,26 @@ def trace(model: Module, input_shape: Sequence[int], *, batch: int, precision: s
             if (order := _order_used(operations, names.index(name))) is not None
         },
     )
+    _check_in_jax(traced, given, result)
+    return traced
+
+
+def _check_in_jax(traced: Traced, given: Sequence[Tensor], result: Tensor) -> None:
+    """Refuse what an operator's translation refuses, or gets wrong; computes nothing."""
+    jax = load_jax()
+    with jax.enable_x64(True):
+        *arrays, x = [jax.ShapeDtypeStruct(tuple(t.shape), type_of(t)) for t in given]
+        try:
+            scores = jax.eval_shape(traced, dict(zip(traced.names, arrays, strict=True)), x)
+        except Exception as error:  # whatever JAX makes of arguments that nobody thought of
+            raise Untranslatable(f"no translation of {error}") from error
+    if (scores.shape, str(scores.dtype)) != (tuple(result.shape), type_of(result)):
+        raise Untranslatable(f"the translation gives {scores.dtype}{list(scores.shape)}")
+
+
+def type_of(tensor: Tensor) -> str:
+    """Return an element type as NumPy and JAX spell it."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -166,6 +187,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, given: Sequence[Tensor]) -> None:
         """Number the tensors that are given from 0."""
         super().__init__()  # type: ignore[no-untyped-call]
+        load_jax()
         from fedsim.training.operators import OPERATORS
 
         self._known = OPERATORS
@@ -223,7 +245,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 name=name,
                 args=refs[0],
                 kwargs={key: value for key, value in refs[1].items() if key not in UNTOLD},
-                results=tuple((self._add(t), str(t.dtype).removeprefix("torch.")) for t in made),
+                results=tuple((self._add(t), type_of(t)) for t in made),
             )
         )
         return result

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
+import platform
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -53,13 +55,25 @@ def installed() -> bool:
 
 
 def cache_directory() -> Path:
-    """Return where compiled programs are kept: ``compiled`` in fedsim's cache directory.
+    """Return where compiled programs are kept: ``compiled/<processor>`` in fedsim's cache.
 
-    That is ``FEDSIM_CACHE_DIR``, or ``fedsim`` in the user's cache directory.
+    That is ``FEDSIM_CACHE_DIR``, or ``fedsim`` in the user's cache directory. Programs use what
+    their processor can do, and a home directory may be shared by many.
     """
     given = os.environ.get("FEDSIM_CACHE_DIR")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsim"
-    return (Path(given) if given else base) / "compiled"
+    return (Path(given) if given else base) / "compiled" / processor()
+
+
+def processor() -> str:
+    """Return a short name for this processor's instruction sets."""
+    text = f"{platform.machine()} {platform.processor()}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        text += next(line for line in lines if line.lower().startswith(("flags", "features")))
+    except (OSError, StopIteration):  # not Linux: one kind of processor a machine
+        pass
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def keep_compiled(jax: ModuleType, directory: Path) -> None:
