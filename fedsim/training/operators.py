@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 Axes = Sequence[int]
@@ -94,6 +95,14 @@ def silu(x: Array) -> Array:
 
 def mish(x: Array) -> Array:
     return x * jnp.tanh(softplus(x))
+
+
+def log_sigmoid(x: Array) -> tuple[Array]:
+    return (jax.nn.log_sigmoid(x),)
+
+
+def glu(x: Array, dim: int = -1) -> Array:
+    return jax.nn.glu(x, axis=dim)
 
 
 def hardsigmoid(x: Array) -> Array:
@@ -236,14 +245,18 @@ def max_pool2d(
     kernel, stride, padding = pair(kernel), pair(stride or kernel), pair(padding)
     if stride == kernel and padding == (0, 0):
         return (first_maximum(windows(x, kernel)),)
-    edge = [(p, p) for p in padding]
-    low = -jnp.inf
-    return (
-        lax.reduce_window(
-            x, jnp.array(low, x.dtype), lax.max, (1, 1, *kernel), (1, 1, *stride),
-            [(0, 0), (0, 0), *edge],
-        ),
-    )  # fmt: skip
+    edges = [(0, 0), (0, 0), *((p, p) for p in padding)]
+    return (over_windows(x, -np.inf, lax.max, kernel, stride, edges),)
+
+
+def over_windows(
+    x: Array, initial: float, function: Any, kernel: Axes, stride: Axes, edges: Any
+) -> Array:
+    """Reduce windows of the last two dimensions; JAX must see the initial value to derive it."""
+    blank = np.array(initial, x.dtype)
+    sizes, strides = (1, 1, *kernel), (1, 1, *stride)
+    result: Array = lax.reduce_window(x, blank, function, sizes, strides, edges)
+    return result
 
 
 def windows(x: Array, kernel: tuple[int, int]) -> list[Array]:
@@ -273,9 +286,7 @@ def avg_pool2d(
     if ceil_mode or any(padding):
         raise NotImplementedError("avg_pool2d with ceil_mode or padding")
     kernel, stride = pair(kernel), pair(stride or kernel)
-    total = lax.reduce_window(
-        x, jnp.array(0, x.dtype), lax.add, (1, 1, *kernel), (1, 1, *stride), "VALID"
-    )
+    total = over_windows(x, 0, lax.add, kernel, stride, "VALID")
     return jnp.divide(total, divisor_override or math.prod(kernel))
 
 
@@ -324,6 +335,10 @@ def squeeze(x: Array, dim: Axes | int | None = None) -> Array:
 
 def cat(parts: Sequence[Array], dim: int = 0) -> Array:
     return jnp.concatenate(parts, axis=dim)
+
+
+def split(x: Array, size: int, dim: int = 0) -> tuple[Array, ...]:
+    return tuple(jnp.split(x, list(range(size, x.shape[dim], size)), axis=dim))
 
 
 def constant_pad(x: Array, pad: Axes, value: float = 0) -> Array:
@@ -389,6 +404,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "le": jnp.less_equal,
     "eq": jnp.equal,
     "ne": jnp.not_equal,
+    "bitwise_and": jnp.bitwise_and,
+    "bitwise_or": jnp.bitwise_or,
+    "bitwise_not": jnp.bitwise_not,
     "logical_and": jnp.logical_and,
     "logical_or": jnp.logical_or,
     "logical_not": jnp.logical_not,
@@ -409,6 +427,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "silu": silu,
     "mish": mish,
     "hardsigmoid": hardsigmoid,
+    "log_sigmoid_forward": log_sigmoid,
+    "glu": glu,
     "hardswish": hardswish,
     "_softmax": softmax,
     "_log_softmax": log_softmax,
@@ -444,6 +464,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "slice": slice_,
     "select": select,
     "cat": cat,
+    "split": split,
     "constant_pad_nd": constant_pad,
     "alias": identity,
     "clone": identity,

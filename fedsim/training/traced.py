@@ -164,7 +164,10 @@ def _check_in_jax(traced: Traced, given: Sequence[Tensor], result: Tensor) -> No
     with jax.enable_x64(True):
         *arrays, x = [jax.ShapeDtypeStruct(tuple(t.shape), type_of(t)) for t in given]
         try:
-            scores = jax.eval_shape(traced, dict(zip(traced.names, arrays, strict=True)), x)
+            named = dict(zip(traced.names, arrays, strict=True))
+            scores = jax.eval_shape(traced, named, x)
+            trained = {n: a for n, a in named.items() if a.dtype.kind == "f"}
+            jax.eval_shape(jax.grad(lambda t, n, x: traced({**n, **t}, x).sum()), trained, named, x)
         except Exception as error:  # whatever JAX makes of arguments that nobody thought of
             raise Untranslatable(f"no translation of {error}") from error
     if (scores.shape, str(scores.dtype)) != (tuple(result.shape), type_of(result)):
@@ -239,7 +242,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return table[func](*args, **kwargs)
         refs = tree_map_only(Tensor, lambda t: Ref(self.number_of(t)), (args, kwargs))
         result = func(*args, **kwargs)
-        made = result if isinstance(result, tuple) else (result,)
+        made = result if isinstance(result, tuple | list) else (result,)
         self.operations.append(
             Operation(
                 name=name,
