@@ -8,7 +8,7 @@ block's reply.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -47,12 +47,17 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """One round's question. ``numbers[i]`` is the message number of block i's first client."""
+    """One round's question, and who gets the answers.
+
+    ``numbers[i]`` is the message number of block i's first client. ``answer`` is given each block's
+    place and the parts of its reply, as soon as they are there, in any order.
+    """
 
     content: RecordDict
     blocks: Sequence[Block]
     numbers: Sequence[int]
     setting: Setting
+    answer: Callable[[int, list[Reply]], None]
 
 
 @dataclass(frozen=True, slots=True)

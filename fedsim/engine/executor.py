@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from flwr.app import Context, Message, RecordDict
 
 if TYPE_CHECKING:
-    from fedsim.engine.cohort import Cohort, Reply, Usage
+    from fedsim.engine.cohort import Cohort, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class Executor(Protocol):
     def offers_cohorts(self) -> bool:
         """Whether the app takes blocks of clients; may wait until a worker has loaded it."""
 
-    def run_cohort(self, cohort: Cohort, deadline: float) -> list[list[Reply]]:
-        """Run a cohort's blocks; return the parts of each block's reply, in the blocks' order.
+    def run_cohort(self, cohort: Cohort, deadline: float) -> None:
+        """Run a cohort's blocks, and give ``cohort.answer`` the parts of each one's reply.
 
-        One part for a block that went well, one for each client where a block had to be split,
-        none where ``time.monotonic()`` passed the deadline first.
+        That is one part for a block that went well, one for each client where a block had to be
+        split. Blocks that are not done when ``time.monotonic()`` passes the deadline are given up.
         """
 
     def close(self) -> None:

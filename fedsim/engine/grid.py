@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -163,7 +163,12 @@ class SimulationGrid(Grid):
         return self._executor.usage
 
     def send_cohort(
-        self, content: RecordDict, blocks: Sequence[Block], *, timeout: float | None = None
+        self,
+        content: RecordDict,
+        blocks: Sequence[Block],
+        *,
+        timeout: float | None = None,
+        each: Callable[[int, list[Message]], None] | None = None,
     ) -> list[list[Message]]:
         """Let the ClientApp train blocks of clients; return each block's reply, in parts.
 
@@ -174,6 +179,8 @@ class SimulationGrid(Grid):
             content: what all blocks share.
             blocks: who is asked; clients are partition ids of this federation.
             timeout: seconds until the blocks that have not answered are given up.
+            each: is given the place of each block and the parts of its reply as soon as they are
+                there, in any order; they are not kept then, and the lists returned are empty.
 
         Returns:
             For each block, in the order given: one message where all went well; one for each of
@@ -191,12 +198,13 @@ class SimulationGrid(Grid):
             numbers.append(self._pushed + 1)
             self._pushed += len(block.clients)
         setting = Setting(self._run.run_id, self._nodes, self._seed, self._run_config)
-        cohort = Cohort(content, blocks, numbers, setting)
-        replies = self._executor.run_cohort(cohort, deadline)
-        return [
-            _messages(block, number, parts, setting)
-            for block, number, parts in zip(blocks, numbers, replies, strict=True)
-        ]
+        replies: list[list[Message]] = [[] for _ in blocks]
+
+        def answer(i: int, parts: list[Reply]) -> None:
+            (each or replies.__setitem__)(i, _messages(blocks[i], numbers[i], parts, setting))
+
+        self._executor.run_cohort(Cohort(content, blocks, numbers, setting, answer), deadline)
+        return replies
 
     def _check(self, blocks: Sequence[Block]) -> None:
         for block in blocks:

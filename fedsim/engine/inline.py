@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 from flwr.clientapp import ClientApp
 
-from fedsim.engine.cohort import Cohort, Reply, Usage, offers_cohorts, run_block
+from fedsim.engine.cohort import Cohort, Usage, offers_cohorts, run_block
 from fedsim.engine.executor import Job, Outcome
 from fedsim.engine.worker import delivered, isolated, run_job
 
@@ -50,20 +50,16 @@ class InlineExecutor:
         """Whether the app takes blocks of clients."""
         return offers_cohorts(self._app)
 
-    def run_cohort(self, cohort: Cohort, deadline: float) -> list[list[Reply]]:
+    def run_cohort(self, cohort: Cohort, deadline: float) -> None:
         """Run one block after another; those whose turn comes after the deadline are missed."""
         started = time.perf_counter()
-        replies: list[list[Reply]] = []
-        for block, number in zip(cohort.blocks, cohort.numbers, strict=True):
-            late = time.monotonic() > deadline
-            replies.append(
-                []
-                if late
-                else run_block(self._app, cohort.content, block.clients, number, cohort.setting)
-            )
+        for i, (block, number) in enumerate(zip(cohort.blocks, cohort.numbers, strict=True)):
+            if time.monotonic() <= deadline:
+                setting = cohort.setting
+                parts = run_block(self._app, cohort.content, block.clients, number, setting)
+                cohort.answer(i, parts)
         seconds = time.perf_counter() - started
         self.usage = Usage(seconds, (seconds,))
-        return replies
 
     def close(self) -> None:
         """Forget what is queued."""

@@ -17,7 +17,7 @@ from fedsim.engine.actor import Worker, keep_freed_memory
 from fedsim.engine.apps import AppSource
 from fedsim.engine.arrays import register_array_serializer
 from fedsim.engine.chunks import Chunk, chunks_of, without
-from fedsim.engine.cohort import Cohort, Reply, Usage
+from fedsim.engine.cohort import Cohort, Usage
 from fedsim.engine.crew import Crew, Load
 from fedsim.engine.executor import Job, Outcome
 from fedsim.engine.prediction import CostModel
@@ -100,7 +100,7 @@ class RayExecutor:
 
         self._crew.reduce(without_gone)
 
-    def run_cohort(self, cohort: Cohort, deadline: float) -> list[list[Reply]]:
+    def run_cohort(self, cohort: Cohort, deadline: float) -> None:
         """Run a cohort's blocks; see :class:`Executor`."""
         started = time.perf_counter()
         crew, session = self._crew, self._session
@@ -112,7 +112,6 @@ class RayExecutor:
         if this.missing:
             crew.reduce(lambda load: [] if this.has(load) else [load])
         self.usage = usage_of(this, started)
-        return this.answers
 
     def close(self) -> None:
         """End the workers, and Ray if it was started or joined here."""

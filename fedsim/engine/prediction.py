@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 HISTORY = 128  # blocks that the model is fitted to: bounded, and it forgets
-SHORT_SECONDS = 0.02  # a round with less work for each worker is dealt out in one go
-SMALLEST_SECONDS = 0.01  # of a unit in a long round: a call costs half a millisecond
+SHORT_SECONDS = 0.06  # a round with less work for each worker is dealt out in one go
+SMALLEST_SECONDS = 0.004  # of a unit in a longer round: a call costs half a millisecond
 LARGEST_SECONDS = 1.0  # so that a client that hangs, or kills its worker, takes few with it
 
 

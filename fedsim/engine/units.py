@@ -31,13 +31,12 @@ class Piece:
 
 @dataclass(slots=True, eq=False)
 class Round:
-    """One cohort on its way: what its units share, and the answers so far."""
+    """One cohort on its way: what its units share, and which blocks have not answered."""
 
     cohort: Cohort
     model: CostModel
     shared: bytes | list[Any]  # pickled content and setting, or the reference to both
     busy_seconds: list[float]
-    answers: list[list[Reply]]
     missing: set[int]
     parts: dict[int, dict[int, Reply]] = field(default_factory=dict)  # of split blocks, by place
 
@@ -49,9 +48,7 @@ class Round:
         take longer than everything else in a short round. What is large goes there once.
         """
         shared = share((cohort.content, cohort.setting), workers, inline_bytes)
-        blocks = len(cohort.blocks)
-        answers: list[list[Reply]] = [[] for _ in range(blocks)]
-        return cls(cohort, model, shared, [0.0] * workers, answers, set(range(blocks)))
+        return cls(cohort, model, shared, [0.0] * workers, set(range(len(cohort.blocks))))
 
     def units(self, workers: int) -> list[Unit]:
         """Put the blocks together for so many workers, those that shall go first in front."""
@@ -78,15 +75,18 @@ class Round:
     def take(self, piece: Piece, parts: list[Reply]) -> None:
         """Note the answer of a block, or of one client of a split one."""
         if piece.place is None:
-            self.answers[piece.block] = parts
-            self.missing.discard(piece.block)
+            self._answer(piece.block, parts)
             return
         places = self.parts.setdefault(piece.block, {})
         places[piece.place] = parts[0]
         clients = range(len(self.cohort.blocks[piece.block].clients))
         if len(places) == len(clients):
-            self.answers[piece.block] = [places[place] for place in clients]
-            self.missing.discard(piece.block)
+            self._answer(piece.block, [places[place] for place in clients])
+
+    def _answer(self, block: int, parts: list[Reply]) -> None:
+        self.parts.pop(block, None)
+        self.missing.discard(block)
+        self.cohort.answer(block, parts)
 
 
 @dataclass(slots=True, eq=False)

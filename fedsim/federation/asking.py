@@ -112,10 +112,10 @@ class Blocks:
         content = encode_instruction(replace(instruction, summed=summed))
         parts = self.cut(clients)
         blocks = [Block(clients=tuple(clients[i] for i in p.places), work=p.work) for p in parts]
-        answers = self.grid.send_cohort(content, blocks, timeout=self.timeout_seconds)
-        cohort = CohortAnswer(instruction, clients, arrays)
-        for number, (part, messages) in enumerate(zip(parts, answers, strict=True)):
-            cohort.take(number, part.places, messages, timeout_seconds=self.timeout_seconds)
+        places = [part.places for part in parts]
+        cohort = CohortAnswer(instruction, clients, arrays, places)
+        self.grid.send_cohort(content, blocks, timeout=self.timeout_seconds, each=cohort.take)
+        cohort.miss(f"no reply within {self.timeout_seconds:g} s")
         judged = cohort.judged(summed=summed)
         table = bill_table(cohort, judged, content, self.price)
         usage = getattr(self.grid, "usage", None)

@@ -23,9 +23,24 @@ Places = npt.NDArray[np.int64]
 class CohortAnswer:
     """The answers of a cohort's blocks, gathered in the order of the clients."""
 
-    def __init__(self, instruction: Instruction, clients: Sequence[int], like: Arrays) -> None:
+    def __init__(
+        self,
+        instruction: Instruction,
+        clients: Sequence[int],
+        like: Arrays,
+        places: Sequence[Places],
+    ) -> None:
+        """Expect answers.
+
+        Args:
+            instruction: what was asked.
+            clients: of the cohort, in increasing order.
+            like: the server's model.
+            places: for each block, where in the cohort its clients are.
+        """
         self.instruction = instruction
-        self._clients, self._like = clients, like
+        self._clients, self._like, self._places = clients, like, places
+        self._missing = set(range(len(places)))
         self._columns: dict[str, Any] = {}
         self._present: dict[str, npt.NDArray[np.bool_]] = {}
         self._problems: dict[int, tuple[str, str]] = {}
@@ -40,30 +55,30 @@ class CohortAnswer:
         self.numbers = np.ones(len(clients), np.int64)
         self.sent: tuple[str, ...] = ()  # the columns that clients gave
 
-    def take(
-        self,
-        block: int,
-        places: Places,
-        messages: Sequence[Message],
-        *,
-        timeout_seconds: float,
-    ) -> None:
+    def take(self, block: int, messages: Sequence[Message]) -> None:
         """Take a block's reply, in as many parts as there are; blocks may come in any order.
 
         Sums are added in the order of the blocks: those that come too early wait.
         """
-        self._early[block] = self._take(places, messages, timeout_seconds)
+        self._missing.discard(block)
+        self._early[block] = self._take(self._places[block], messages)
+        self._add_early()
+
+    def miss(self, reason: str) -> None:
+        """Write down the blocks that did not answer."""
+        for block in self._missing:
+            self._fail(self._places[block], "timeout", reason, None)
+            self._early[block] = []
+        self._missing = set()
+        self._add_early()
+
+    def _add_early(self) -> None:
         while (sums := self._early.pop(self._next, None)) is not None:
             if sums:
                 self._total.add(sums[0] if len(sums) == 1 else sum_of(sums))
             self._next += 1
 
-    def _take(
-        self, places: Places, messages: Sequence[Message], timeout_seconds: float
-    ) -> list[WeightedSum]:
-        if not messages:
-            self._fail(places, "timeout", f"no reply within {timeout_seconds:g} s", None)
-            return []
+    def _take(self, places: Places, messages: Sequence[Message]) -> list[WeightedSum]:
         split = len(messages) > 1
         sums: list[WeightedSum] = []
         for i, message in enumerate(messages):
