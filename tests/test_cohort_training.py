@@ -104,7 +104,7 @@ def trainer(
     **more: Any,
 ) -> CohortTrainer:
     compiler, together, lanes = way
-    plan = Plan(together=together, lanes=lanes, most=16, blocks=1)
+    plan = Plan(together=together, lanes=lanes, most=lanes, blocks=1)
     return make_trainer(model, data, recipe, compiler=compiler, plan=plan, **more)
 
 

@@ -15,18 +15,17 @@ from torch import nn
 
 Ints = npt.NDArray[np.int64]
 
-# Parameters up to which clients train together on a processor. The parameters of all lanes then
-# lie in its nearer caches; the products of larger networks keep it busy by themselves, and many
-# such networks at once only leave the cache. benchmarks/cohorts.py measures it.
-SMALL = 20_000
+# Up to how many parameters clients train in step on a processor, and how many do. In step, small
+# networks share what each operation costs by itself; larger ones keep a processor busy alone, and
+# many at once only leave its caches. benchmarks/cohorts.py measures it.
+TOGETHER = ((20_000, 32), (70_000, 16))
 # On a GPU one client's products keep next to nothing busy; the bound is memory. (Not measured.)
-SMALL_ON_GPU = 5_000_000
-# Clients that train in step; also, that one call of a program takes one after another.
-LANES = 32
-# Clients a block, at most, of small networks and of large ones.
-MOST_SMALL, MOST_LARGE = 2 * LANES, 16
-# Blocks that a cohort of large networks has, if it has so many clients: they balance the workers.
-BLOCKS = 16
+TOGETHER_ON_GPU = ((20_000, 128), (5_000_000, 32))
+# Clients of small networks that one call of a program takes one after another.
+CALL = 32
+# Clients of large networks in a block, at most, and blocks that a cohort of such has, if it has so
+# many clients: they balance the workers.
+MOST, BLOCKS = 16, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +53,15 @@ def plan_for(model: nn.Module, *, vectorize: str = "auto", device: str = "cpu") 
         device: ``cpu`` or ``cuda``.
     """
     parameters = sum(p.numel() for p in model.parameters())
-    small = parameters <= (SMALL if device == "cpu" else SMALL_ON_GPU)
+    table = TOGETHER if device == "cpu" else TOGETHER_ON_GPU
+    fitting = next((lanes for most, lanes in table if parameters <= most), 0)
     convolves = any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in model.modules())
-    together = small and not convolves if vectorize == "auto" else vectorize == "always"
-    return Plan(
-        together=together,
-        lanes=LANES if small or together else 1,
-        most=MOST_SMALL if small else MOST_LARGE,
-        blocks=1 if small else BLOCKS,
-    )
+    if vectorize == "always" or (vectorize == "auto" and fitting and not convolves):
+        lanes = fitting or table[-1][1]
+        return Plan(together=True, lanes=lanes, most=2 * lanes, blocks=1)
+    if fitting and not convolves:
+        return Plan(together=False, lanes=CALL, most=2 * CALL, blocks=1)
+    return Plan(together=False, lanes=1, most=MOST, blocks=BLOCKS)
 
 
 def cut_blocks(steps: Ints, *, plan: Plan, size: int = 0) -> list[Ints]:

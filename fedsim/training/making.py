@@ -52,7 +52,13 @@ def make_trainer(
         )
     if plan.together and not vmap_problem(model, dataset.input_shape):
         return VectorisedTrainer(
-            model, dataset, recipe, lanes=plan.lanes, device=device, precision=precision
+            # A block at a time: in torch the operations themselves cost the most.
+            model,
+            dataset,
+            recipe,
+            lanes=plan.most,
+            device=device,
+            precision=precision,
         )
     return TorchTrainer(model, dataset, recipe, device=device, precision=precision)
 
