@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
@@ -13,6 +14,8 @@ from fedsim.ledger.store import Entry, Ledger
 # So many rounds may be under way to the disk. Each holds a model in memory, and is lost with the
 # process; a round that takes longer than its transaction (some milliseconds) never waits here.
 ROUNDS_BEHIND = 16
+# Between the starts of two transactions, so that rounds much shorter than that share one.
+PAUSE_SECONDS = 0.05
 
 
 class LedgerWriter:
@@ -30,7 +33,7 @@ class LedgerWriter:
         self._waiting: deque[tuple[Entry, Mapping[str, str]]] = deque()
         self._changed = threading.Condition()
         self._under_way = 0  # rounds in the transaction that is being written
-        self._closed = False
+        self._closed = self._hurry = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._write, name="ledger", daemon=True)
         self._thread.start()
@@ -58,8 +61,14 @@ class LedgerWriter:
             LedgerError: one could not be.
         """
         with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
             self._changed.wait_for(lambda: self._error or not self._behind())
+            self._hurry = False
             self._raise()
+
+    def _is_pressing(self) -> bool:
+        return self._closed or self._hurry or len(self._waiting) >= ROUNDS_BEHIND // 2
 
     def _behind(self) -> int:
         return len(self._waiting) + self._under_way
@@ -69,9 +78,12 @@ class LedgerWriter:
             raise self._error
 
     def _write(self) -> None:
+        earliest = 0.0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._changed.wait_for(self._is_pressing, timeout=earliest - time.monotonic())
+                earliest = time.monotonic() + PAUSE_SECONDS
                 if not self._waiting:
                     return
                 taken = list(self._waiting)
