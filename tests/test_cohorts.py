@@ -30,7 +30,7 @@ def cohort_app(behave=lambda client, message: None) -> ClientApp:
     @app.train("cohort")
     def train(message: Message, context: Context) -> Message:
         clients = list(message.content["cohort"]["partition-ids"])
-        (arrays,) = message.content["arrays"].to_numpy_ndarrays() or [np.zeros(5)]
+        (arrays,) = message.content["arrays"].to_numpy_ndarrays()
         total = np.zeros(arrays.shape)
         for client in clients:
             behave(client, message)
@@ -174,6 +174,16 @@ def test_where_one_client_raises_the_others_of_its_block_answer_for_themselves()
     ]
     assert [p.metadata.reply_to_message_id for p in parts[2]] == [f"1-{i}" for i in range(5, 10)]
     assert [p.metadata.src_node_id for p in parts[2]] == [21, 22, 23, 24, 25]
+    ids = [p.content["about"]["id"] for p in parts[2] if p.has_content()]
+    assert ids == ["1-5", "1-6", "1-8", "1-9"]  # seeded as if they had been asked alone
+
+
+def test_replies_can_be_taken_as_they_come():
+    taken = {}
+    grid = inline(cohort_app())
+    assert grid.send_cohort(weights(), BLOCKS, each=taken.__setitem__) == [[], [], []]
+    expected = told(inline(cohort_app()).send_cohort(weights(), BLOCKS))
+    assert told([taken[i] for i in range(3)]) == expected
 
 
 def test_the_parts_of_a_split_block_add_up_to_the_block_to_the_bit():
@@ -237,7 +247,7 @@ def test_a_block_whose_worker_is_killed_runs_again(on_ray, tmp_path, times, spli
     for part in parts[2]:
         total += part.content["sum"]["0"].numpy()
     assert hashlib.sha256(total.tobytes()).hexdigest() == expected[2][0][2]
-    assert len(parts[2]) == 5
+    assert [part.content["about"]["id"] for part in parts[2]] == [f"1-{i}" for i in range(5, 10)]
 
 
 @ray_test
@@ -281,6 +291,23 @@ def test_a_block_that_hangs_is_missed_and_not_running_afterwards(on_ray, tmp_pat
     assert all(grid.send_cohort(weights(), BLOCKS))  # on the worker that is left, and a new one
     time.sleep(5)
     assert not late.exists()
+
+
+@ray_test
+def test_whoever_takes_replies_may_raise_and_go_on(on_ray):
+    grid, reference = on_ray(cohort_app()), inline(cohort_app())
+    taken = []
+
+    def refuse(place, parts):
+        taken.append(place)
+        raise KeyError("not mine")
+
+    with pytest.raises(KeyError):
+        grid.send_cohort(weights(), BLOCKS, each=refuse)
+    reference.send_cohort(weights(), BLOCKS)
+    again = told(grid.send_cohort(weights(), BLOCKS))
+    assert again == told(reference.send_cohort(weights(), BLOCKS))
+    assert len(taken) == 1
 
 
 @ray_test

@@ -107,11 +107,13 @@ class RayExecutor:
         assert session is not None
         this = Round.of(cohort, self._model, len(crew.handles), session.inline_bytes)
         crew.add(this.units(crew.strength()))
-        while this.missing and crew.step(deadline):
-            pass
-        if this.missing:
-            crew.reduce(lambda load: [] if this.has(load) else [load])
-        self.usage = usage_of(this, started)
+        try:
+            while this.missing and crew.step(deadline):
+                pass
+        finally:  # also where whoever takes the answers raised: nothing of this may come later
+            if this.missing:
+                crew.reduce(lambda load: [] if this.has(load) else [load])
+            self.usage = usage_of(this, started)
 
     def close(self) -> None:
         """End the workers, and Ray if it was started or joined here."""
