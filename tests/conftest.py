@@ -24,6 +24,14 @@ TINY = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what XLA compiles out of the user's cache, and for all processes of this session."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSIM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a command came to."""
