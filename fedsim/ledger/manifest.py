@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,7 @@ def _import_path(library: str) -> str | None:
     return None if spec is None or spec.origin is None else str(Path(spec.origin).parent)
 
 
+@lru_cache(maxsize=1)
 def _commit(checkout: Path) -> str | None:
     """Name the commit of a checkout; an installed package has none, whatever surrounds it."""
     if not (checkout / ".git").exists():

@@ -16,7 +16,7 @@ from fedsim.training.digest import Digest, digest
 from fedsim.training.orders import Chunk, Shape, chunks, idle_chunk, shape_of
 from fedsim.training.results import Collected, stacked
 from fedsim.training.traced import Traced, trace
-from fedsim.training.xla import load_jax
+from fedsim.training.xla import load_jax, start_xla
 
 
 class CompiledTrainer:
@@ -51,6 +51,7 @@ class CompiledTrainer:
             ConfigError: JAX is not installed.
         """
         self._jax = load_jax()
+        start_xla(self._jax)
         self._model, self._dataset, self._recipe = model, dataset, recipe
         self._together, self._lanes, self._precision = together, lanes, precision
         self._device = self._jax.devices("gpu" if device == "cuda" else device)[0]

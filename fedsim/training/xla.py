@@ -44,13 +44,13 @@ def load_jax() -> ModuleType:
         ) from error
     if not jax.config.jax_compilation_cache_dir:
         keep_compiled(jax, cache_directory())
-    if first:
-        start_on_one_thread(jax)
     return jax
 
 
-def start_on_one_thread(jax: ModuleType) -> None:
-    """Start XLA for the processor with one thread to compute in.
+def start_xla(jax: ModuleType) -> None:
+    """Start XLA in this process, if it has not been, with one thread to compute in.
+
+    From then on JAX warns of every process that is started from this one.
 
     The flags of ``ONE_THREAD`` bound the threads of one operation. XLA also has as many threads for
     operations as there are cores, between which a program wanders from cache to cache: a client of
