@@ -126,7 +126,7 @@ def _environment() -> dict[str, Any]:
         "processor": _processor(),
         "cores": _cores(),
         "versions": {name: _version(name) for name in DISTRIBUTIONS},
-        "commit": _commit(Path(__file__).parents[2]),
+        "commit": _own_commit(),
         "library_paths": {name: _import_path(name) for name in LIBRARIES},
     }
 
@@ -161,6 +161,11 @@ def _import_path(library: str) -> str | None:
 
 
 @lru_cache(maxsize=1)
+def _own_commit() -> str | None:
+    """Name the commit of this fedsim, as it was at first; a study begins many runs."""
+    return _commit(Path(__file__).parents[2])
+
+
 def _commit(checkout: Path) -> str | None:
     """Name the commit of a checkout; an installed package has none, whatever surrounds it."""
     if not (checkout / ".git").exists():
