@@ -138,7 +138,7 @@ class EngineTable:
         "ray, inline; auto: inline where Ray could not pay for its start",
         choices=("auto", "ray", "inline"),
     )
-    workers: int = setting(0, "ray: worker processes; 0: one per core", low=0)
+    workers: int = setting(0, "ray: worker processes; 0: one per core of machine or cluster", low=0)
     address: str = setting("", "ray: join the cluster at this address")
     device: str = setting("cpu", "where clients train", choices=("cpu", "cuda"))
 

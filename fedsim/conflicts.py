@@ -133,11 +133,6 @@ def execution_conflicts(e: Experiment) -> Iterator[Conflict]:
             ("engine.address", "engine.name"),
             f'engine.address = {engine.address!r}: only with engine.name = "ray"',
         )
-    if engine.name != "inline" and engine.address and engine.workers == 0:
-        yield (
-            ("engine.workers", "engine.address", "engine.name"),
-            "engine.workers = 0: say how many workers to place on the cluster at engine.address",
-        )
     if e.measure.device and e.measure.level == "off" and not e.measure.full_every:
         yield (
             ("measure.device", "measure.level"),

@@ -383,11 +383,6 @@ CONFLICTS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"engine.name": "ray", "engine.workers": 2},
     ),
     (
-        {"engine.address": "h:1"},
-        "engine.workers = 0: say how many workers to place on the cluster at engine.address",
-        {"engine.workers": 2},
-    ),
-    (
         {"experiment.name": "../elsewhere"},
         "experiment.name = '../elsewhere': names a directory too; use letters, digits, spaces "
         "and . _ + - =",

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -98,6 +99,9 @@ def start_ray(cores: int, address: str) -> bool:
     """
     if ray.is_initialized():
         return False
+    # JAX, where something was trained in this process before, warns of forks that go on as they
+    # are. Ray's become other programs at once.
+    warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     options: dict[str, Any] = {"address": address}
     if not address:
         options = {
