@@ -267,6 +267,8 @@ def test_a_worker_killed_in_every_round_changes_nothing(on_ray):
     grid, reference = on_ray(cohort_app()), inline(cohort_app())
     for turn in range(3):
         crew = grid._executor._crew
+        while not crew.handles[turn % 2].at_work:
+            crew.step(time.monotonic() + 30)
         ray.kill(crew.handles[turn % 2].actor)
         expected = told(reference.send_cohort(weights(), BLOCKS))
         assert told(grid.send_cohort(weights(), BLOCKS)) == expected

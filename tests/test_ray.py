@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import signal
 import subprocess
@@ -17,8 +18,8 @@ from flwr.clientapp import ClientApp
 
 from fedsim import config, load, simulation
 from fedsim.engine import AppSource, SimulationGrid, open_executor
-from fedsim.engine.executor import Job
 from fedsim.engine.chunks import share_records
+from fedsim.engine.executor import Job
 from fedsim.errors import EngineError
 from fedsim.vocabulary import vocabulary
 
@@ -32,8 +33,8 @@ SETTINGS = [
 
 def run(out: Path, *settings: str, executor=None) -> str:
     """Run a small experiment and return the digest of its model."""
-    experiment = config.read(
-        None, [*SETTINGS, *settings, f"run.out={out}"], vocabulary=vocabulary()
+    experiment = simulation.prepare(
+        config.read(None, [*SETTINGS, *settings, f"run.out={out}"], vocabulary=vocabulary())
     )
     own = executor or simulation.open_engine(experiment)
     try:
@@ -224,7 +225,8 @@ def test_a_worker_killed_in_a_run_leaves_the_bits_as_they_were(reference, tmp_pa
     try:
         import ray
 
-        ray.kill(executor._crew.handles[0].actor)
+        executor.wait_ready()
+        ray.kill(next(handle.actor for handle in executor._crew.handles if handle.at_work))
         assert run(tmp_path / "run", executor=executor) == reference["server.strategy=fedavg"]
     finally:
         executor.close()
@@ -257,3 +259,22 @@ sys.exit(done.returncode)
 def test_an_address_that_nobody_listens_at_is_an_error_at_once():
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:1.*check engine.address"):
         open_executor("ray", AppSource.of(ClientApp()), workers=1, address="127.0.0.1:1")
+
+
+def test_what_is_left_of_a_closed_engine_harms_no_later_one():
+    import ray
+
+    app = faulty_app(lambda message, context: None)
+    first = open_executor("ray", AppSource.of(app), workers=1)
+    ask(SimulationGrid(first, nodes=2), [1, 2])
+    first.close()
+    second = open_executor("ray", AppSource.of(app), workers=1)
+    try:
+        grid = SimulationGrid(second, nodes=2)
+        ask(grid, [1, 2])
+        del first  # Ray numbers objects anew each time: these must not be taken for others
+        gc.collect()
+        ray.kill(second._crew.handles[0].actor)
+        assert all(reply.has_content() for reply in ask(grid, [1, 2]).values())
+    finally:
+        second.close()

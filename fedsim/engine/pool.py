@@ -51,8 +51,7 @@ class RayExecutor:
         count, share = places(self._workers, gpu=self._gpu)
         # SPREAD: as evenly over a cluster's nodes as their CPUs allow.
         actor = ray.remote(num_cpus=1, num_gpus=share, scheduling_strategy="SPREAD")(Worker)
-        source = ray.put(self._source)
-        self._started = Crew(lambda: actor.options(**QUIET).remote(source), count)
+        self._started = Crew(lambda: actor.options(**QUIET).remote(self._source), count)
 
     @property
     def _crew(self) -> Crew:
@@ -123,5 +122,8 @@ class RayExecutor:
         session.close(before=self._end_crew)
 
     def _end_crew(self) -> None:
+        # Nothing of Ray's may outlive it here: a reference that is dropped after Ray was started
+        # anew would count for another object, since Ray numbers them from the beginning again.
         if self._started is not None:
             self._started.close()
+        self._started = None
