@@ -19,6 +19,8 @@ from fedsim.engine import AppSource, Block, InlineExecutor, SimulationGrid, crew
 from fedsim.engine.ray_start import gpu_share
 from fedsim.errors import EngineError
 
+# Where an earlier test trained with JAX, that warns of Ray's forks, which become other programs.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 ray_test = pytest.mark.ray
 BLOCKS = [Block((2 * i, 2 * i + 1), (2.0,)) for i in range(12)]
 
