@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"errors", "records", "units", "ledger", "measure"},
     "cli": {
         *FOUNDATIONS,
-        *("data", "ledger", "measure", "report", "study"),
+        *("data", "engine", "ledger", "measure", "report", "study"),
         *("calibration", "choices", "costs", "overhead", "runs", "simulation", "vocabulary"),
     },
     # "import fedsim" gives these two at first use.

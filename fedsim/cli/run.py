@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,7 @@ from fedsim.config import Experiment
 from fedsim.errors import ConfigError, FedsimError, LedgerError
 
 if TYPE_CHECKING:
+    from fedsim.engine import Executor
     from fedsim.measure.timings import Timing
 
 
@@ -54,20 +56,36 @@ def run(
     """
     experiment = read_experiment(file, with_data_directory(settings, data_dir), out, resume)
     from fedsim.choices import choose_engine
-    from fedsim.ledger.files import CALIBRATION, write_atomically
-    from fedsim.runs import holds_run
-    from fedsim.simulation import open_engine, prepare, simulate
+    from fedsim.simulation import open_engine, prepare
 
     tell = teller(quiet=quiet)
-    (experiment,) = choose_engine([prepare(experiment, tell)], tell)
-    engine = experiment.engine
+    with ExitStack() as stack:
+        executor: Executor | None = None
+        if experiment.engine.name == "ray" and not experiment.measure.calibrate:
+            # Ray's processes start beside what follows; but nothing runs beside a calibration.
+            executor = open_engine(experiment)
+            stack.callback(executor.close)
+        (experiment,) = choose_engine([prepare(experiment, tell)], tell)
+        execute(experiment, executor, output, quiet=quiet)
+    show(Path(experiment.run.out), output)
+
+
+def execute(
+    experiment: Experiment, executor: Executor | None, output: OutputFormat, *, quiet: bool
+) -> None:
+    """Run an experiment that is prepared, on an engine that is open already or on its own."""
+    from fedsim.ledger.files import CALIBRATION, write_atomically
+    from fedsim.runs import holds_run
+    from fedsim.simulation import open_engine, simulate
+
     directory = Path(experiment.run.out)
     timed, before = None, starts(directory)
     if may_begin(experiment):
         timed = calibration_of([experiment], directory / CALIBRATION, quiet=quiet)
-    say(f"{experiment.experiment.name}: starting the {engine.name} engine", quiet=quiet)
+    name, engine = experiment.experiment.name, experiment.engine.name
+    say(f"{name}: starting the {engine} engine", quiet=quiet)
     try:
-        executor = open_engine(experiment)
+        executor = executor or open_engine(experiment)
         try:
             with progress(quiet=quiet):
                 simulate(experiment, executor)
@@ -86,7 +104,6 @@ def run(
         if output is OutputFormat.json and error.exit_code == 1 and holds_run(directory):
             show(directory, output)
         raise
-    show(directory, output)
 
 
 def read_experiment(
