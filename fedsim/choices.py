@@ -16,8 +16,9 @@ from fedsim import parts
 from fedsim.config import DataTable, Experiment, ModelTable, RunTable, TrainTable
 from fedsim.costs import experiment_cost
 from fedsim.errors import ConfigError
+from fedsim.measure.cores import allowed_cores
 from fedsim.runs import holds_run, stored_experiment
-from fedsim.training import plan_for, translatable
+from fedsim.training import missing_device, plan_for, translatable
 
 Tell = Callable[[str], None]
 
@@ -48,6 +49,7 @@ def choose_training(experiment: Experiment, tell: Tell) -> TrainTable:
     train, begun = experiment.train, train_table_of_run(experiment)
     compiler, vectorize = train.compiler, train.vectorize
     if begun is not None:
+        begun = parts.settled(begun)
         compiler = begun.compiler if compiler == "auto" else compiler
         vectorize = begun.vectorize if vectorize == "auto" else vectorize
     if compiler != "torch" and (reason := why_not_xla(experiment)):
@@ -55,22 +57,37 @@ def choose_training(experiment: Experiment, tell: Tell) -> TrainTable:
             raise ConfigError([f"train.compiler = 'xla': {reason}; or use 'torch'"])
         tell(f"clients train with torch, not with XLA: {reason}")
         compiler = "torch"
-    if vectorize == "auto":
-        plan = plan_for(parts.scratch_model(experiment), device=experiment.engine.device)
-        vectorize = "always" if plan.together else "never"
     compiler = "xla" if compiler == "auto" else compiler
+    if vectorize == "auto":
+        vectorize = "always" if pays_together(experiment, compiler) else "never"
     return dataclasses.replace(train, compiler=compiler, vectorize=vectorize)
 
 
 def why_not_xla(experiment: Experiment) -> str | None:
     """Say why XLA cannot train the experiment's model here; None where it can."""
-    return _why_not_xla(experiment.data, experiment.run.data_dir, experiment.model)
+    reason = _why_not_xla(experiment.data, experiment.run.data_dir, experiment.model)
+    return reason or missing_device(experiment.engine.device)
 
 
 @lru_cache(maxsize=64)
 def _why_not_xla(data: DataTable, directory: str, model: ModelTable) -> str | None:
     same = Experiment(data=data, model=model, run=RunTable(data_dir=directory))
     return translatable(parts.initial_model(same), parts.dataset(same).input_shape)
+
+
+def pays_together(experiment: Experiment, compiler: str) -> bool:
+    """Say whether clients shall train in step: not where each is asked alone.
+
+    Nor on a processor with torch, whose kernels may choose by alignment, so that a client's last
+    bits depend on its lane.
+    """
+    update, device = experiment.update, experiment.engine.device
+    coded = {update.codec, update.coder, update.downlink} != {"none"}
+    if coded or experiment.server.strategy == "scaffold":
+        return False
+    if compiler == "torch" and device == "cpu":
+        return False
+    return plan_for(parts.scratch_model(experiment), device=device).together
 
 
 def train_table_of_run(experiment: Experiment) -> TrainTable | None:
@@ -90,7 +107,7 @@ def choose_engine(experiments: list[Experiment], tell: Tell) -> list[Experiment]
     asked = experiments[0].engine
     name = asked.name
     if name == "auto":
-        workers = asked.workers or os.cpu_count() or 1
+        workers = asked.workers or len(allowed_cores()) or os.cpu_count() or 1
         seconds = sum(map(core_seconds, experiments))
         saved = seconds * (1 - 1 / workers)
         wanted = bool(asked.address) or asked.workers > 1

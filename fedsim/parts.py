@@ -6,6 +6,7 @@ dataset once, however many clients and runs it serves.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 
 from torch.nn import Module
@@ -14,7 +15,13 @@ from fedsim import data, models
 from fedsim.config import DataTable, Experiment, ModelTable, RunTable, TrainTable
 from fedsim.data import Dataset, Partition
 from fedsim.randomness import stream
-from fedsim.training import CohortTrainer, Recipe, make_trainer, plan_for
+from fedsim.training import CohortTrainer, Plan, Recipe, make_trainer, plan_for
+
+# Keys of the table ``data`` that decide which examples there are; the others deal them.
+EXAMPLES = (
+    *("dataset", "path", "test_path", "label", "client"),
+    *("test_fraction", "missing", "standardize"),
+)
 
 
 def dataset(experiment: Experiment) -> Dataset:
@@ -24,17 +31,9 @@ def dataset(experiment: Experiment) -> Dataset:
 
 def _dataset(table: DataTable, directory: str) -> Dataset:
     # Only what decides the examples: runs that deal them otherwise share them all the same.
-    return _load(
-        table.dataset,
-        directory=directory,
-        path=table.path,
-        test_path=table.test_path,
-        label=table.label,
-        client=table.client,
-        test_fraction=table.test_fraction,
-        missing=table.missing,
-        standardize=table.standardize,
-    )
+    name, *others = EXAMPLES
+    options = {option: getattr(table, option) for option in others}
+    return _load(getattr(table, name), directory=directory, **options)
 
 
 _load = lru_cache(maxsize=2)(data.load_dataset)
@@ -80,41 +79,46 @@ def _scratch(table: ModelTable, shape: tuple[int, ...], classes: int) -> Module:
     return _build(table, shape, classes, seed=0)
 
 
+def settled(train: TrainTable) -> TrainTable:
+    """Return how clients are trained where nobody decided, as in Flower's own runtime: by torch.
+
+    One after another, since torch's bits may depend on a client's place among others in step.
+    """
+    compiler = "torch" if train.compiler == "auto" else train.compiler
+    vectorize = "never" if train.vectorize == "auto" else train.vectorize
+    return dataclasses.replace(train, compiler=compiler, vectorize=vectorize)
+
+
+def plan(experiment: Experiment) -> Plan:
+    """Return how a cohort is cut into blocks and trained, which the bits of a result depend on."""
+    train, device = settled(experiment.train), experiment.engine.device
+    return plan_for(scratch_model(experiment), vectorize=train.vectorize, device=device)
+
+
 def trainer(experiment: Experiment) -> CohortTrainer:
     """Return this process's one trainer of that kind, with the dataset at hand."""
+    train, data = settled(experiment.train), experiment.data
+    # Only what decides training: arms that deal the examples otherwise share a trainer.
+    examples = DataTable(**{name: getattr(data, name) for name in EXAMPLES})
+    recipe = Recipe(**{f.name: getattr(train, f.name) for f in dataclasses.fields(Recipe)})
     return _trainer(
-        experiment.data,
+        examples,
         experiment.run.data_dir,
         experiment.model,
-        experiment.train,
-        experiment.engine.device,
+        recipe,
+        plan(experiment),
+        compiler=train.compiler,
+        device=experiment.engine.device,
+        precision=train.precision,
     )
 
 
 @lru_cache(maxsize=2)
 def _trainer(
-    data: DataTable, directory: str, model: ModelTable, train: TrainTable, device: str
+    data: DataTable, directory: str, model: ModelTable, recipe: Recipe, plan: Plan, **how: str
 ) -> CohortTrainer:
-    same = Experiment(data=data, model=model, train=train, run=RunTable(data_dir=directory))
-    network = initial_model(same)
-    return make_trainer(
-        network,
-        dataset(same),
-        Recipe(
-            epochs=train.epochs,
-            steps=train.steps,
-            batch_size=train.batch_size,
-            momentum=train.momentum,
-            weight_decay=train.weight_decay,
-            clip_norm=train.clip_norm,
-            proximal_mu=train.proximal_mu,
-        ),
-        # What nobody decided, as in Flower's own runtime, is torch.
-        compiler="xla" if train.compiler == "xla" else "torch",
-        plan=plan_for(network, vectorize=train.vectorize, device=device),
-        device=device,
-        precision=train.precision,
-    )
+    same = Experiment(data=data, model=model, run=RunTable(data_dir=directory))
+    return make_trainer(initial_model(same), dataset(same), recipe, plan=plan, **how)
 
 
 def _build(table: ModelTable, shape: tuple[int, ...], classes: int, seed: int) -> Module:

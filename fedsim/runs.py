@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -51,8 +51,14 @@ def stored_experiment(directory: Path) -> Experiment:
 
 
 @contextmanager
-def open_run(experiment: Experiment) -> Iterator[Ledger]:
+def open_run(
+    experiment: Experiment, *, about: Mapping[str, object] | None = None
+) -> Iterator[Ledger]:
     """Begin the run in ``run.out``, or go on with it, and write down how it ended.
+
+    Args:
+        experiment: complete and checked.
+        about: what else the manifest says of the engine of a new run; JSON values.
 
     Raises:
         RunExists: a new run was asked for where there is one.
@@ -61,7 +67,11 @@ def open_run(experiment: Experiment) -> Iterator[Ledger]:
     """
     where = experiment.run
     directory = Path(where.out) if where.out else new_directory(experiment.experiment.name)
-    ledger = resume(directory, experiment) if where.resume else create(directory, experiment)
+    ledger = (
+        resume(directory, experiment)
+        if where.resume
+        else create(directory, experiment, about or {})
+    )
     with ledger:
         try:
             yield ledger
@@ -74,9 +84,9 @@ def open_run(experiment: Experiment) -> Iterator[Ledger]:
         ledger.finish("completed")
 
 
-def create(directory: Path, experiment: Experiment) -> Ledger:
+def create(directory: Path, experiment: Experiment, about: Mapping[str, object]) -> Ledger:
     """Begin a run."""
-    engine = experiment.tables()["engine"]
+    engine = {**experiment.tables()["engine"], **about}
     manifest = new_manifest(
         experiment.experiment.name,
         config_hash=experiment.digest(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -33,7 +34,6 @@ from fedsim.training import (
     cut_blocks,
     learning_rate,
     load_arrays,
-    plan_for,
     read_arrays,
     steps_of,
 )
@@ -48,6 +48,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run-config describes, or go on with it."""
     torch.set_num_threads(1)
     experiment = config.from_flat(context.run_config, vocabulary=vocabulary())
+    experiment = dataclasses.replace(experiment, train=parts.settled(experiment.train))
     settings, server, train = experiment.experiment, experiment.server, experiment.train
     examples, clients = parts.dataset(experiment), len(parts.partition(experiment))
     test_x, test_y = (torch.from_numpy(part) for part in examples.test())
@@ -56,14 +57,18 @@ def main(grid: Grid, context: Context) -> None:
     aggregator = make_aggregator(experiment, arrays, clients=clients)
     node_of = locate_clients(grid, clients, timeout_seconds=server.round_timeout_seconds)
 
+    plan = parts.plan(experiment)
     blocks = partial(
         cut_cohort,
         train,
-        plan_for(model, vectorize=train.vectorize, device=experiment.engine.device),
+        plan,
         parts.partition(experiment).sizes,
     )
 
-    with open_run(experiment) as ledger, LedgerWriter(ledger) as writer:
+    with (
+        open_run(experiment, about={"blocks": dataclasses.asdict(plan)}) as ledger,
+        LedgerWriter(ledger) as writer,
+    ):
         done = 0
         if checkpoint := ledger.checkpoint():
             done, arrays = checkpoint.round, checkpoint.arrays

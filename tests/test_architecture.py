@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parts": {*FOUNDATIONS, "data", "models", "training"},
     "runs": {*FOUNDATIONS, "ledger"},
     "simulation": {*FOUNDATIONS, "choices", "engine", "measure", "parts"},
-    "choices": {*FOUNDATIONS, "costs", "parts", "runs", "training"},
+    "choices": {*FOUNDATIONS, "costs", "measure", "parts", "runs", "training"},
     # What an experiment costs: counted, timed on this machine, and the price of measuring.
     "costs": {*FOUNDATIONS, "measure", "parts"},
     "calibration": {*FOUNDATIONS, "measure", "parts"},

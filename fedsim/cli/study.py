@@ -85,6 +85,7 @@ def run_study(plan: Study, directory: Path, *, quiet: bool) -> tuple[list[CellRe
         prepared,
         run_cells,
         with_compiler_of,
+        with_engine,
     )
 
     tell = teller(quiet=quiet)
@@ -102,6 +103,7 @@ def run_study(plan: Study, directory: Path, *, quiet: bool) -> tuple[list[CellRe
         if len(done) < len(plan.cells):
             missing = [cell.experiment for cell in plan.cells if cell not in done]
             (first, *_) = choose_engine(missing, tell)
+            plan = with_engine(plan, first.engine)
             engine = first.engine.name
             say(f"{plan.name}: {len(plan.cells)} runs, starting the {engine} engine", quiet=quiet)
             executor = open_engine(first)

@@ -24,6 +24,9 @@ from flwr.common.constant import ErrorCode
 
 from fedsim.engine.executor import Job, Outcome
 
+# What XLA and torch say where memory does not suffice; neither raises a MemoryError.
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
+
 Record = ArrayRecord | MetricRecord | ConfigRecord
 
 
@@ -45,7 +48,10 @@ def describe(error: BaseException) -> str:
     """Say what was raised and where, in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    text = f"{type(error).__name__}: {error}{where}"
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY):
+        text += "; out of memory: lower engine.workers, train.batch_size or train.block_clients"
+    return text
 
 
 def seed_global_generators(job: Job) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Error, Message
-from flwr.common.constant import ErrorCode
 
 from fedsim.algorithms.sums import RunningSum, WeightedSum, sum_of
 from fedsim.federation.replies import INITIAL_LOSS, Judged, Update, layer_rows
@@ -61,6 +60,10 @@ class CohortAnswer:
         Sums are added in the order of the blocks: those that come too early wait.
         """
         self._missing.discard(block)
+        # Messages are numbered block by block; alone, clients would be asked in their own order.
+        number = int(messages[0].metadata.reply_to_message_id.rpartition("-")[2])
+        before = sum(map(len, self._places[:block]))
+        self.numbers = number - before + np.arange(len(self._clients))
         self._early[block] = self._take(self._places[block], messages)
         self._add_early()
 
@@ -83,8 +86,6 @@ class CohortAnswer:
         sums: list[WeightedSum] = []
         for i, message in enumerate(messages):
             mine = places[i : i + 1] if split else places
-            number = int(message.metadata.reply_to_message_id.rpartition("-")[2])
-            self.numbers[mine] = number + np.arange(len(mine))
             if message.has_error():
                 reason = message.error.reason or f"error code {message.error.code}"
                 self._fail(mine, "failed", reason, message.error)
@@ -92,9 +93,12 @@ class CohortAnswer:
             try:
                 reply = decode_block(message.content)
                 self._check(reply, mine)
+                layers = self._layer_rows(reply, mine)
             except Exception as problem:  # whatever a damaged reply makes its readers raise
                 self._fail(mine, "rejected", f"a block's reply: {problem}", None)
                 continue
+            self._layers |= layers
+            self.layer_columns |= {int(mine[i]): columns for i, columns in reply.layers.items()}
             self._accept(reply, mine, sums)
         return sums
 
@@ -106,6 +110,13 @@ class CohortAnswer:
         """Raise a ValueError if a reply is not of these clients and this model."""
         if [*reply.clients] != [self._clients[i] for i in places]:
             raise ValueError(f"it is of clients {list(reply.clients)}")
+        if set(reply.problems) - set(range(len(places))):
+            raise ValueError(f"it tells of places {list(reply.problems)}")
+        if not (reply.counts["examples"] >= 1).all():
+            raise ValueError("a client claims to hold no examples")
+        for name, column in reply.counts.items():
+            if (column < 0).any():
+                raise ValueError(f"{name} holds a negative count")
         if list(reply.arrays) != list(self._like) and reply.arrays:
             raise ValueError(f"it holds arrays {list(reply.arrays)}")
         for name, array in reply.arrays.items():
@@ -115,26 +126,22 @@ class CohortAnswer:
             if (array.shape, array.dtype) != (shape, dtype):
                 raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, not {shape}")
 
+    def _layer_rows(self, reply: BlockReply, places: Places) -> dict[int, list[LayerRow]]:
+        round, clients = self.instruction.round, self._clients
+        return {
+            int(places[i]): layer_rows(round, clients[places[i]], columns)
+            for i, columns in reply.layers.items()
+        }
+
     def _accept(self, reply: BlockReply, places: Places, sums: list[WeightedSum]) -> None:
         for name, values in [*reply.counts.items(), *reply.amounts.items()]:
             self._column(name, values.dtype)[places] = values
             self._present[name][places] = True
         self.sent = tuple(dict.fromkeys((*self.sent, *reply.counts, *reply.amounts)))
         for place, (status, reason) in reply.problems.items():
-            if status == "failed":  # it gave no figures
-                code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-                error = Error(code=code, reason=reason)
-                self._fail(places[[place]], status, reason, error)
-                for name in (*reply.counts, *reply.amounts):
-                    self._present[name][places[place]] = False
-            else:
-                self._problems[int(places[place])] = (status, reason)
+            self._problems[int(places[place])] = (status, reason)
         good = [i for i in range(len(places)) if i not in reply.problems]
         examples = reply.counts["examples"]
-        for i, columns in reply.layers.items():
-            client = self._clients[places[i]]
-            self.layer_columns[int(places[i])] = columns
-            self._layers[int(places[i])] = layer_rows(self.instruction.round, client, columns)
         if reply.summed and good:
             weight = int(examples[good].sum())
             sums.append(WeightedSum(arrays=reply.arrays, weight=weight, clients=len(good)))

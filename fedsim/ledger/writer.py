@@ -115,6 +115,12 @@ class LedgerWriter:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:  # once more: what is being written is written to its end
+            self._thread.join()
+            raise
         if error is None:
             self._raise()
+        elif self._error is not None:
+            error.add_note(str(self._error))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fedsim.config import Experiment, differences
+from fedsim.config import EngineTable, Experiment, differences
 from fedsim.errors import ConfigError, FedsimError
 from fedsim.ledger.read import load
 from fedsim.runs import holds_run, stored_experiment
@@ -50,6 +50,15 @@ def with_compiler_of(study: Study, directory: Path) -> Study:
         )
 
     return dataclasses.replace(study, cells=tuple(map(settled, study.cells)))
+
+
+def with_engine(study: Study, engine: EngineTable) -> Study:
+    """Let every cell run on one engine, and say so in its manifest."""
+    cells = (
+        dataclasses.replace(cell, experiment=dataclasses.replace(cell.experiment, engine=engine))
+        for cell in study.cells
+    )
+    return dataclasses.replace(study, cells=tuple(cells))
 
 
 def check_directory(study: Study, directory: Path) -> None:

@@ -4,7 +4,7 @@ from fedsim.training.blocks import Plan, cut_blocks, plan_for
 from fedsim.training.cohort import CohortResult, CohortTrainer, Recipe
 from fedsim.training.digest import Digest
 from fedsim.training.local import LocalResult, mean_loss, train_locally, warm_up
-from fedsim.training.making import make_trainer, translatable
+from fedsim.training.making import make_trainer, missing_device, translatable
 from fedsim.training.orders import steps_of
 from fedsim.training.parameters import load_arrays, read_arrays
 from fedsim.training.schedule import SCHEDULES, learning_rate
@@ -24,6 +24,7 @@ __all__ = [
     "load_arrays",
     "make_trainer",
     "mean_loss",
+    "missing_device",
     "plan_for",
     "read_arrays",
     "steps_of",

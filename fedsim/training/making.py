@@ -11,7 +11,7 @@ from fedsim.training.blocks import Plan
 from fedsim.training.cohort import CohortTrainer, Recipe
 from fedsim.training.traced import Untranslatable, trace
 from fedsim.training.vectorised import TorchTrainer, VectorisedTrainer, vmap_problem
-from fedsim.training.xla import INSTALL, installed
+from fedsim.training.xla import INSTALL, installed, load_jax
 
 
 def make_trainer(
@@ -61,6 +61,17 @@ def make_trainer(
             precision=precision,
         )
     return TorchTrainer(model, dataset, recipe, device=device, precision=precision)
+
+
+def missing_device(device: str) -> str | None:
+    """Say why XLA cannot compute on a device here; None where it can."""
+    if device == "cpu":
+        return None
+    try:
+        load_jax().devices("gpu")
+    except RuntimeError:
+        return f"this JAX sees no GPU for engine.device = {device!r}; install jax[cuda12]"
+    return None
 
 
 def translatable(model: Module, input_shape: Sequence[int]) -> str | None:

@@ -187,7 +187,7 @@ class VectorisedTrainer:
         begin = dict(start)
         velocity = {n: torch.zeros_like(p) for n, p in w.items()}
         steps = chunk.taken
-        first = last = torch.zeros(self._lanes, dtype=self._dtype)
+        first = last = torch.zeros(self._lanes, dtype=self._dtype, device=self._device)
         for t in range(steps.max()):
             x, y, counted = self._batch(chunk, t)
             g, loss = self._gradients(w, buffers, x, y, counted)
@@ -198,7 +198,7 @@ class VectorisedTrainer:
                 torch.where(idle, w[name].add(change, alpha=-learning_rate), w[name], out=w[name])
             first = loss if t == 0 else first
             last = torch.where(active, loss, last)
-        return w, [first, last]
+        return w, [first.cpu(), last.cpu()]
 
     def _batch(self, chunk: Chunk, t: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return features, labels, and which of them count: (lanes, width, ...) each."""
