@@ -71,6 +71,8 @@ def test_flwr_run_gives_the_model_of_fedsim_run(superlink_home, tmp_path):
         f"""
         [experiment]
         rounds = {settings["rounds"]}
+        [train]
+        compiler = "torch"  # which is what "auto" means in Flower's runtime
         [data]
         clients = {settings["clients"]}
         partition = "dirichlet"
