@@ -89,7 +89,7 @@ def train_clients(
     with bill.clock("evaluation"):
         initial = initial_losses(experiment, asked, held)
         before = examine(experiment, asked.level, clients, held, lambda _: asked.arrays)
-    prepare = partial(trainer.prepare, asked.arrays, held)
+    prepare = partial(trainer.prepare, asked.arrays, held, corrected=corrections is not None)
     prepare()
     with bill.training(
         experiment,

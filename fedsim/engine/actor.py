@@ -137,7 +137,7 @@ def keep_freed_memory() -> None:
 
     Every client allocates and frees arrays of the model's size, here and in the driver. By
     default each one is fresh pages from the kernel, whose faults cost more than the copy itself
-    (a quarter of the round in ``benchmarks/dispatch.py``).
+    (a quarter of a round with 100 clients that do no work).
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):

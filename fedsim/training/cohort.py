@@ -52,12 +52,19 @@ class CohortTrainer(Protocol):
     Made by :func:`fedsim.training.making.make_trainer`.
     """
 
-    def prepare(self, arrays: Arrays, clients: Sequence[npt.NDArray[np.int64]]) -> None:
+    def prepare(
+        self,
+        arrays: Arrays,
+        clients: Sequence[npt.NDArray[np.int64]],
+        *,
+        corrected: bool = False,
+    ) -> None:
         """Load and compile what training these clients needs; trains nobody.
 
         Args:
             arrays: a model, as for ``train``; its values do not matter.
             clients: at least one, as for ``train``.
+            corrected: ``train`` will be given corrections.
         """
 
     def train(

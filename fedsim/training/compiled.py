@@ -57,7 +57,8 @@ class CompiledTrainer:
         self._device = self._jax.devices("gpu" if device == "cuda" else device)[0]
         self._parameters = tuple(name for name, _ in model.named_parameters())
         self._programs: dict[int, Any] = {}
-        self._ready: set[Shape] = set()  # whose programs are loaded
+        # Whose programs are loaded, without or with corrections.
+        self._ready: set[tuple[Shape, bool]] = set()
         self._traces: dict[int, Traced] = {}
         convolves = self._traced(recipe.batch_size or 2).convolves
         self._stepwise = convolves and not together
@@ -116,20 +117,29 @@ class CompiledTrainer:
             corrections,
         )
 
-    def prepare(self, arrays: Arrays, clients: Sequence[npt.NDArray[np.int64]]) -> None:
+    def prepare(
+        self,
+        arrays: Arrays,
+        clients: Sequence[npt.NDArray[np.int64]],
+        *,
+        corrected: bool = False,
+    ) -> None:
         """Compile and load what training these clients needs; see ``CohortTrainer``."""
         sizes = {len(held) for held in clients}
-        shapes = {shape_of(size, self._recipe) for size in sizes} - self._ready
-        if not shapes:
+        shapes = {shape_of(size, self._recipe) for size in sizes}
+        missing = {(shape, corrected) for shape in shapes} - self._ready
+        if not missing:
             return
+        nothing = {name: np.zeros_like(arrays[name]) for name in self._parameters}
+        zeros = stacked([nothing], self._lanes) if corrected else None
         with self._scope():
             start = self._jax.device_put(dict(arrays))
-            for shape in sorted(shapes):
+            for shape, _ in sorted(missing):
                 # A step that is thrown away: machine code is loaded when it first runs.
                 self._jax.block_until_ready(
-                    self._run(idle_chunk(shape, self._lanes), start, 0.0, None)
+                    self._run(idle_chunk(shape, self._lanes), start, 0.0, zeros)
                 )
-        self._ready |= shapes
+        self._ready |= missing
 
     def train(
         self,

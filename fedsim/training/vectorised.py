@@ -55,7 +55,13 @@ class TorchTrainer:
         self._dtype = floating_type(model)
         self._ready = False
 
-    def prepare(self, arrays: Arrays, clients: Sequence[npt.NDArray[np.int64]]) -> None:
+    def prepare(
+        self,
+        arrays: Arrays,
+        clients: Sequence[npt.NDArray[np.int64]],
+        *,
+        corrected: bool = False,
+    ) -> None:
         """Take a step that changes nothing, so that what a process loads once is loaded."""
         if not self._ready:
             load_arrays(self._model, arrays)
@@ -145,7 +151,13 @@ class VectorisedTrainer:
         losses = cross_entropy(scores, y, reduction="none")
         return torch.where(counted, losses, 0).sum() / counted.sum()
 
-    def prepare(self, arrays: Arrays, clients: Sequence[npt.NDArray[np.int64]]) -> None:
+    def prepare(
+        self,
+        arrays: Arrays,
+        clients: Sequence[npt.NDArray[np.int64]],
+        *,
+        corrected: bool = False,
+    ) -> None:
         """Train one client in vain, so that what a process loads once is loaded."""
         if not self._ready:
             rng = np.random.Generator(np.random.Philox(key=0))

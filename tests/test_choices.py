@@ -1,0 +1,209 @@
+"""What ``auto`` becomes, and that it stays what it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsim import choices, parts
+from fedsim.choices import choose, choose_engine
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError
+from fedsim.ledger.read import Run, load
+from fedsim.simulation import open_engine, prepare, simulate
+from fedsim.study import execute
+
+Make = Callable[..., Experiment]
+RunInline = Callable[..., Run]
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture(autouse=True)
+def forgetful() -> None:
+    choices._why_not_xla.cache_clear()
+
+
+@pytest.fixture
+def without_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jax", None)
+
+
+def test_auto_is_xla_where_it_can(make_experiment: Make, told: list[str]) -> None:
+    train = choose(make_experiment(), told.append).train
+    assert (train.compiler, train.vectorize, told) == ("xla", "always", [])
+
+
+def test_large_networks_are_trained_one_after_another(make_experiment: Make) -> None:
+    wide = make_experiment(model={"width": 400, "depth": 2})
+    assert choose(wide, print).train.vectorize == "never"
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [{"server": {"strategy": "scaffold"}}, {"update": {"codec": "topk"}}],
+    ids=["state", "codec"],
+)
+def test_clients_that_are_asked_alone_are_not_trained_in_step(
+    make_experiment: Make, tables: dict[str, dict[str, str]]
+) -> None:
+    assert choose(make_experiment(**tables), print).train.vectorize == "never"
+
+
+def test_without_jax_it_is_torch_and_says_why(
+    make_experiment: Make, told: list[str], without_jax: None
+) -> None:
+    train = choose(make_experiment(), told.append).train
+    assert (train.compiler, train.vectorize) == ("torch", "never")
+    assert len(told) == 1
+    assert "JAX is not installed (pip install 'fedsim[xla]')" in told[0]
+
+
+def test_xla_that_is_asked_for_and_not_there_is_an_error(
+    make_experiment: Make, without_jax: None
+) -> None:
+    with pytest.raises(ConfigError, match=r"train.compiler = 'xla': JAX is not installed.*'torch'"):
+        choose(make_experiment(train={"compiler": "xla"}), print)
+
+
+def test_a_gpu_that_jax_lacks_is_left_to_torch(make_experiment: Make, told: list[str]) -> None:
+    on_gpu = make_experiment(engine={"device": "cuda"})
+    assert choose(on_gpu, told.append).train.compiler == "torch"
+    assert "this JAX sees no GPU" in told[0]
+
+
+def test_what_was_decided_is_written_down_and_kept(
+    make_experiment: Make, run_inline: RunInline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare(make_experiment())
+    run = run_inline(first)
+    assert run.config["train"]["compiler"] == "xla"
+    assert run.config["train"]["vectorize"] == "always"
+    assert run.manifest.engine["blocks"]["together"] is True
+    again = make_experiment(run={"out": str(run.path), "resume": True})
+    torch = dataclasses.replace(again.train, compiler="torch")
+    assert choose(again, print).train == first.train
+    assert choose(dataclasses.replace(again, train=torch), print).train.compiler == "torch"
+
+
+def test_a_run_of_which_nobody_decided_goes_on_with_torch(
+    make_experiment: Make, run_inline: RunInline
+) -> None:
+    """As one that Flower's own runtime began."""
+    run = run_inline(make_experiment())
+    assert run.config["train"]["compiler"] == "torch"
+    again = make_experiment(run={"out": str(run.path), "resume": True})
+    assert choose(again, print).train.compiler == "torch"
+
+
+def test_a_model_is_the_same_by_either_compiler_but_for_rounding(
+    make_experiment: Make, run_inline: RunInline, tmp_path: Path
+) -> None:
+    runs = [
+        run_inline(make_experiment(train={"compiler": name}, run={"out": str(tmp_path / name)}))
+        for name in ("torch", "xla")
+    ]
+    for name, array in runs[0].arrays().items():
+        np.testing.assert_allclose(runs[1].arrays()[name], array, rtol=1e-4, atol=1e-5)
+    assert runs[0].manifest.model_sha256 != runs[1].manifest.model_sha256
+
+
+def test_small_work_stays_in_this_process_and_says_so(
+    make_experiment: Make, told: list[str]
+) -> None:
+    small = choose(make_experiment(engine={"name": "auto"}), print)
+    (chosen,) = choose_engine([small], told.append)
+    assert chosen.engine.name == "inline"
+    assert "clients train in this process" in told[0]
+
+
+def test_much_work_goes_to_ray(
+    make_experiment: Make, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "allowed_cores", lambda: {0, 1})
+    much = make_experiment(engine={"name": "auto"}, experiment={"rounds": 10**7})
+    (chosen,) = choose_engine([choose(much, print)], told.append)
+    assert (chosen.engine.name, told) == ("ray", [])
+    monkeypatch.setattr(choices, "allowed_cores", lambda: {0})
+    (alone,) = choose_engine([choose(much, print)], told.append)
+    assert alone.engine.name == "inline"
+
+
+@pytest.mark.parametrize("engine", [{"workers": 2}, {"address": "somewhere:6379"}])
+def test_workers_that_are_asked_for_are_ray_s(
+    make_experiment: Make, engine: dict[str, object]
+) -> None:
+    asked = choose(make_experiment(engine={"name": "auto", **engine}), print)
+    assert choose_engine([asked], print)[0].engine.name == "ray"
+
+
+def test_a_trainer_is_shared_by_arms_that_train_alike(make_experiment: Make) -> None:
+    arms = [
+        make_experiment(train={"learning_rate": 0.1}),
+        make_experiment(train={"learning_rate": 0.2}, data={"partition": "dirichlet"}),
+        make_experiment(train={"momentum": 0.9}),
+    ]
+    trainers = [parts.trainer(arm) for arm in arms]
+    assert trainers[0] is trainers[1]
+    assert trainers[0] is not trainers[2]
+
+
+def test_a_million_registered_clients_cost_nothing(make_experiment: Make, tmp_path: Path) -> None:
+    """Each holds one example; a round asks fifty."""
+    clients = 1_000_000
+    draw = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "data.npz",
+        x=draw.integers(0, 255, (clients + 100, 4), np.uint8),
+        y=draw.integers(0, 3, clients + 100),
+        client=np.arange(clients + 100) % clients,
+    )
+    experiment = make_experiment(
+        data={
+            "dataset": "file",
+            "path": str(tmp_path / "data.npz"),
+            "client": "client",
+            "partition": "iid",
+            "test_fraction": 90 / (clients + 100),
+            "clients": clients,
+        },
+        server={"clients_per_round": 50},
+        engine={"name": "inline"},
+    )
+    experiment = prepare(experiment)
+    executor = open_engine(experiment)
+    simulate(experiment, executor)
+    executor.close()
+    run = load(experiment.run.out)
+    assert run.status == "completed"
+    assert len(run.clients) == 3 * 50
+    assert run.clients.client.max() > 900_000
+    assert (run.clients.status == "ok").all()
+
+
+def test_a_study_leaves_the_compiler_to_the_runs_that_it_has(
+    make_experiment: Make, run_inline: RunInline, tmp_path: Path
+) -> None:
+    from fedsim.study.design import Cell, Study
+
+    cells = tuple(
+        Cell(
+            arm=(("train.momentum", m),), seed=0, experiment=make_experiment(train={"momentum": m})
+        )
+        for m in (0.0, 0.5)
+    )
+    study = Study(name="s", axes=("train.momentum",), seeds=(0,), targets=(), cells=cells)
+    untouched = execute.with_compiler_of(study, tmp_path)
+    assert [c.experiment.train.compiler for c in untouched.cells] == ["auto", "auto"]
+    begun = make_experiment(run={"out": str(tmp_path / cells[0].folder)})
+    run_inline(begun)  # by torch, as nobody decided
+    settled = execute.with_compiler_of(study, tmp_path)
+    assert [c.experiment.train.compiler for c in settled.cells] == ["torch", "torch"]
