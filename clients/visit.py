@@ -23,7 +23,7 @@ from fedsim.flower import ARRAYS, Arrays, Instruction, describe_not_finite
 from fedsim.measure.bill import Bill
 from fedsim.measure.health import Health, look, probe_indices
 from fedsim.randomness import stream, streams
-from fedsim.training import CohortResult, Digest, load_arrays, mean_loss
+from fedsim.training import CohortResult, Digest, digest, load_arrays, mean_loss
 
 RESULT = ("examples", "steps", "loss_first_step", "loss_last_step")
 Columns = dict[str, np.ndarray]
@@ -107,9 +107,9 @@ def train_clients(
             corrections=corrections,
         )
     with bill.clock("measuring"):
-        digest = trainer.digest(asked.arrays, result)
+        came_to = digest(asked.arrays, result)
     visit = partial(
-        Visit, experiment=experiment, asked=asked, clients=clients, result=result, digest=digest
+        Visit, experiment=experiment, asked=asked, clients=clients, result=result, digest=came_to
     )
     with bill.clock("evaluation"):
         trained = visit(health=(), initial_losses=None).model

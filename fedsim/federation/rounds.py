@@ -95,7 +95,7 @@ def federated_rounds(
         ask = Blocks(
             grid=grid,
             cut=cut,
-            linear=aggregator.linear,
+            linear=aggregator.aggregate_sum is not None,
             timeout_seconds=timeout_seconds,
             price=price,
         )
@@ -158,7 +158,7 @@ def next_model(
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found below
             model = (
                 aggregator.aggregate_sum(round, arrays, total())
-                if aggregator.linear
+                if aggregator.aggregate_sum
                 else aggregator.aggregate(round, arrays, judged.updates)
             )
     except RunFailed as error:

@@ -36,16 +36,18 @@ from fedsim.flower import ARRAYS, METRICS, WEIGHT, Instruction
 Arrays = Mapping[str, np.ndarray]
 SOMEBODY = 1  # the node of a message that goes nowhere
 TRAIN_LOSS = "train_loss"  # where QFedAvg looks for the loss by default
+AggregateSum = Callable[[int, Arrays, WeightedSum], dict[str, Any]]
 
 
 class Aggregator(Protocol):
     """How updates become the next model.
 
-    ``linear``: it needs no more of the updates than their mean, weighted by examples, so that they
-    may be summed where they arise. ``clients_keep_state``: each is asked, and answers, alone.
+    ``aggregate_sum`` returns the next model from the updates' sum, as ``aggregate`` does from the
+    updates: None where more is needed than their mean, weighted by examples, so that they cannot be
+    summed where they arise. ``clients_keep_state``: each is asked, and answers, alone.
     """
 
-    linear: bool
+    aggregate_sum: AggregateSum | None
     clients_keep_state: bool
 
     def instruct(
@@ -55,9 +57,6 @@ class Aggregator(Protocol):
 
     def aggregate(self, round: int, arrays: Arrays, updates: Sequence[Update]) -> dict[str, Any]:
         """Return the next model from the updates, which come in the order of the clients."""
-
-    def aggregate_sum(self, round: int, arrays: Arrays, total: WeightedSum) -> dict[str, Any]:
-        """Return the next model from the updates' sum; only where it is linear."""
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what is remembered from round to round, besides the model."""
@@ -177,7 +176,8 @@ class FlowerAggregator:
     def __init__(self, experiment: Experiment, arrays: Arrays, clients: int) -> None:
         self._name = experiment.server.strategy
         self._kind = FLOWER_STRATEGIES[self._name]
-        self.linear = self._kind.linear
+        linear = self._kind.linear
+        self.aggregate_sum: AggregateSum | None = self._aggregate_sum if linear else None
         self._minimum = self._kind.minimum(experiment.server)
         self._strategy: Any = self._kind.build(
             min_train_nodes=1,
@@ -211,9 +211,9 @@ class FlowerAggregator:
         Raises:
             RunFailed: too few updates for what the strategy promises, or it refused them.
         """
-        if self.linear:
+        if self._kind.linear:
             total = block_sum((update.arrays, update.examples) for update in updates)
-            return self.aggregate_sum(round, arrays, total)
+            return self._aggregate_sum(round, arrays, total)
         if len(updates) < self._minimum:
             raise RunFailed(
                 f"round {round}: {self._name} needs {self._minimum} updates to keep its promise, "
@@ -221,7 +221,7 @@ class FlowerAggregator:
             )
         return self._ask_strategy(round, arrays, [self._content(update) for update in updates])
 
-    def aggregate_sum(self, round: int, arrays: Arrays, total: WeightedSum) -> dict[str, Any]:
+    def _aggregate_sum(self, round: int, arrays: Arrays, total: WeightedSum) -> dict[str, Any]:
         """Give the strategy the mean, as one update with all of the examples.
 
         Raises:
@@ -277,7 +277,7 @@ def in_dtype(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 class ScaffoldAggregator:
     """SCAFFOLD's server half; see :mod:`fedsim.algorithms.scaffold`."""
 
-    linear = False  # clients send a second set of arrays
+    aggregate_sum: AggregateSum | None = None  # clients send a second set of arrays
     clients_keep_state = True
 
     def __init__(self, experiment: Experiment, arrays: Arrays, clients: int) -> None:
@@ -304,10 +304,6 @@ class ScaffoldAggregator:
             learning_rate=self._learning_rate,
         )
         return model
-
-    def aggregate_sum(self, round: int, arrays: Arrays, total: WeightedSum) -> dict[str, Any]:
-        """Refuse: the control variates' changes would be missing."""
-        raise NotImplementedError("SCAFFOLD is not linear")
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the control variate."""

@@ -2,7 +2,7 @@
 
 from fedsim.training.blocks import Plan, cut_blocks, plan_for
 from fedsim.training.cohort import CohortResult, CohortTrainer, Recipe
-from fedsim.training.digest import Digest
+from fedsim.training.digest import Digest, digest
 from fedsim.training.local import LocalResult, mean_loss, train_locally, warm_up
 from fedsim.training.making import make_trainer, missing_device, translatable
 from fedsim.training.orders import steps_of
@@ -20,6 +20,7 @@ __all__ = [
     "Recipe",
     "Untranslatable",
     "cut_blocks",
+    "digest",
     "learning_rate",
     "load_arrays",
     "make_trainer",

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from fedsim.training.digest import Digest
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -90,12 +87,4 @@ class CohortTrainer(Protocol):
 
         Raises:
             ValueError: a client holds no examples.
-        """
-
-    def digest(self, start: Arrays, result: CohortResult) -> Digest:
-        """Return the sum of the models weighted by examples, and the sizes of their updates.
-
-        Args:
-            start: what ``train`` was given.
-            result: what it gave.
         """

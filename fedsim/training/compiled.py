@@ -12,7 +12,6 @@ from torch.nn import Module
 
 from fedsim.data.dataset import Dataset
 from fedsim.training.cohort import Arrays, CohortResult, Recipe
-from fedsim.training.digest import Digest, digest
 from fedsim.training.orders import Chunk, Shape, chunks, idle_chunk, shape_of
 from fedsim.training.results import Collected, stacked
 from fedsim.training.traced import Traced, trace
@@ -161,7 +160,3 @@ class CompiledTrainer:
                 models, *losses = self._run(chunk, start, learning_rate, mine)
                 out.put(chunk.places, models, steps=chunk.taken, losses=losses)
         return out.result()
-
-    def digest(self, start: Arrays, result: CohortResult) -> Digest:
-        """Return the weighted sum of the models that ``train`` gave, and their updates' sizes."""
-        return digest(start, result)

@@ -1,6 +1,6 @@
 """ATen's convolutions, pooling and normalisation in JAX; see ``operators.py``.
 
-A form that has no translation raises NotImplementedError.
+A form that has no translation raises a ValueError that names it: torch then trains the model.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def batch_norm(
 ) -> tuple[Array]:
     """Normalise by running statistics, as a module in evaluation mode does."""
     if training or mean is None or variance is None:
-        raise NotImplementedError("normalisation by the batch")
+        raise ValueError("normalisation by the batch")
     shape = (1, -1, *[1] * (x.ndim - 2))
     result = (x - mean.reshape(shape)) * lax.rsqrt(variance.reshape(shape) + eps)
     result = result if weight is None else result * weight.reshape(shape)
@@ -80,7 +80,7 @@ def convolution(
 ) -> Array:
     """Convolve the last dimensions of (batch, channels, ...)-arrays; one to three of them."""
     if transposed:
-        raise NotImplementedError("transposed convolution")
+        raise ValueError("transposed convolution")
     spatial = "DHW"[3 - (x.ndim - 2) :]
     # Channels last, on a processor several times faster; the transpositions melt into layouts.
     layout = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
@@ -107,7 +107,7 @@ def max_pool2d(
 ) -> tuple[Array]:
     """Return the maxima alone: their places, which torch returns too, are not needed."""
     if ceil_mode or list(dilation) != [1] * len(dilation):
-        raise NotImplementedError("max_pool2d with ceil_mode or dilation")
+        raise ValueError("max_pool2d with ceil_mode or dilation")
     kernel, stride, padding = pair(kernel), pair(stride or kernel), pair(padding)
     if stride == kernel and padding == (0, 0):
         return (first_maximum(windows(x, kernel)),)
@@ -151,7 +151,7 @@ def avg_pool2d(
 ) -> Array:
     """Return the means over windows of the last two dimensions."""
     if ceil_mode or any(padding):
-        raise NotImplementedError("avg_pool2d with ceil_mode or padding")
+        raise ValueError("avg_pool2d with ceil_mode or padding")
     kernel, stride = pair(kernel), pair(stride or kernel)
     total = over_windows(x, 0, lax.add, kernel, stride, "VALID")
     return jnp.divide(total, divisor_override or math.prod(kernel))
@@ -161,7 +161,7 @@ def adaptive_avg_pool2d(x: Array, size: Axes) -> Array:
     """Return the means over equal windows, so many that the result has this size."""
     kernel = (x.shape[-2] // size[0], x.shape[-1] // size[1])
     if (kernel[0] * size[0], kernel[1] * size[1]) != x.shape[-2:]:
-        raise NotImplementedError("adaptive_avg_pool2d into windows of unequal size")
+        raise ValueError("adaptive_avg_pool2d into windows of unequal size")
     return avg_pool2d(x, kernel)
 
 

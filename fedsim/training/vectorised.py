@@ -15,7 +15,6 @@ from torch.nn.functional import cross_entropy
 
 from fedsim.data.dataset import Dataset
 from fedsim.training.cohort import Arrays, CohortResult, Recipe
-from fedsim.training.digest import Digest, digest
 from fedsim.training.local import train_locally, warm_up
 from fedsim.training.orders import Chunk, chunks
 from fedsim.training.parameters import load_arrays, read_arrays
@@ -102,10 +101,6 @@ class TorchTrainer:
                 losses=([done.loss_first_step], [done.loss_last_step]),
             )
         return out.result()
-
-    def digest(self, start: Arrays, result: CohortResult) -> Digest:
-        """Return the weighted sum of the models that ``train`` gave, and their updates' sizes."""
-        return digest(start, result)
 
 
 class VectorisedTrainer:
@@ -243,10 +238,6 @@ class VectorisedTrainer:
         if recipe.momentum:
             g = {n: v[n].mul_(recipe.momentum).add_(p) for n, p in g.items()}
         return g
-
-    def digest(self, start: Arrays, result: CohortResult) -> Digest:
-        """Return the weighted sum of the models that ``train`` gave, and their updates' sizes."""
-        return digest(start, result)
 
 
 def vmap_problem(model: Module, input_shape: Sequence[int]) -> str | None:
