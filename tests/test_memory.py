@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 from collections.abc import Callable
@@ -35,8 +36,21 @@ SMALL = (1, 8, 8)
 # its result, which the next layer saves as its input, or it is not. test_activations.py has all.
 KEPT = {"identity": 1, "relu": 1, "tanh": 1, "leaky_relu": 2, "prelu": 2, "gelu": 2}
 
+M_MMAP_THRESHOLD, FRESH_BYTES = -3, 2**17  # malloc.h; glibc's default
+
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 each_model = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_pages() -> None:
+    """Let large blocks be fresh pages again, should an earlier test have opened a Ray engine.
+
+    The engine tells glibc to keep them (``keep_freed_memory``), and what is resident already
+    cannot be seen to grow.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, FRESH_BYTES)
 
 
 def build(name: str, shape: Shape = SMALL, **settings: Any) -> nn.Module:
