@@ -21,7 +21,7 @@ import torch
 from fedsim.data.dataset import Dataset
 from fedsim.models import build_model
 from fedsim.randomness import stream, streams
-from fedsim.training import Recipe, make_trainer, plan_for, read_arrays
+from fedsim.training import Recipe, digest, make_trainer, plan_for, read_arrays
 from fedsim.training.blocks import Plan
 
 
@@ -79,6 +79,7 @@ def ways(net: Net) -> Iterator[tuple[bool, int]]:
     """Yield (together, lanes) that are worth a measurement."""
     yield False, 1
     if net.model == "mlp":
+        yield False, 8
         yield False, 32
         for lanes in (8, 16, 32, 64):
             if lanes <= net.clients:
@@ -107,7 +108,7 @@ def measure(net: Net, compiler: str, together: bool, lanes: int, seconds: float)
         begin = time.perf_counter()
         rngs = streams(0, "batches", round=1, clients=range(net.clients))
         result = trainer.train(arrays, clients, learning_rate=0.1, rngs=rngs)
-        trainer.digest(arrays, result)
+        digest(arrays, result)
         best = min(best, time.perf_counter() - begin)
     return net.clients / best
 

@@ -33,6 +33,7 @@ from fedsim.training import (
     translatable,
 )
 from fedsim.training.blocks import Plan
+from fedsim.training.digest import digest, digest_arrays
 from fedsim.training.vectorised import TorchTrainer, VectorisedTrainer
 
 LANES = 4
@@ -292,6 +293,45 @@ def test_a_client_that_diverges_harms_nobody(way: str) -> None:
     assert finite == [True, False, True, True, True, True]
 
 
+@pytest.mark.parametrize("way", COMPILED)
+@pytest.mark.parametrize("spoilt", [[], [1, 4]])
+@pytest.mark.parametrize("batch_size", [4, 100])  # one width for all, and widths out of order
+def test_models_are_digested_where_they_are(way: str, spoilt: list[int], batch_size: int) -> None:
+    """The sum to the bit as it would be formed here; buffers, unmoved and spoilt numbers too."""
+    torch.manual_seed(1)
+    model, data = Normed().eval(), dataset((16,), dtype=np.float32)
+    data.x_train[np.concatenate([[0], *(CLIENTS[place] for place in spoilt)])] = np.nan
+    data.x_train[:, 3] = 0  # whose weights stay where they are
+    recipe = Recipe(**{**vars(PLAIN), "batch_size": batch_size})
+    subject, arrays = trainer(WAYS[way], model, data, recipe), read_arrays(model)
+    result = subject.train(arrays, CLIENTS, learning_rate=0.1, rngs=rngs())
+    assert result.digest_there is not None
+    weights = np.array([3, 1, 2**28, 7, 1, 5])
+    got = digest(arrays, result, weights=weights)
+    expected = digest_arrays(arrays, result.arrays, weights)
+    assert np.flatnonzero(~got.finite).tolist() == spoilt
+    assert got.finite.tolist() == expected.finite.tolist()
+    assert list(got.sum) == list(expected.sum)
+    for name, array in expected.sum.items():
+        assert got.sum[name].tobytes() == array.tobytes(), name
+    assert (got.names, got.elements) == (expected.names, expected.elements)
+    assert got.zeros.tolist() == expected.zeros.tolist()
+    assert (got.zeros >= 6).all()
+    np.testing.assert_allclose(got.squares, expected.squares, rtol=1e-12)
+
+
+@pytest.mark.parametrize("way", COMPILED)
+def test_squares_that_overflow_do_not_make_a_model_infinite(way: str) -> None:
+    model = network().double()
+    recipe = Recipe(**{**vars(PLAIN), "weight_decay": 1e200})
+    result = trainer(WAYS[way], model, dataset(), recipe).train(
+        read_arrays(model), CLIENTS[:1], learning_rate=1.0, rngs=rngs([0])
+    )
+    got = digest(read_arrays(model), result)
+    assert np.isinf(got.update_norm).all()
+    assert got.finite.all()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_client_without_examples(way: str) -> None:
     model = network()
@@ -518,8 +558,10 @@ def test_processes_share_what_is_compiled(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    given = "--xla_cpu_enable_fast_math=false"
+    given = "--xla_cpu_enable_fast_math=false"  # a flag that XLA does not know ends the process
     hits, _, _, flags = answer(start(tmp_path / "file", XLA_FLAGS=given))
     assert hits == 0
-    assert given in flags
-    assert "intra_op_parallelism_threads=1" in flags
+    assert flags == f"--xla_cpu_multi_thread_eigen=false {given}"
+    unknown = start(tmp_path, XLA_FLAGS="--no-flag=1")
+    unknown.communicate(timeout=120)
+    assert unknown.returncode != 0  # what the user gives is read

@@ -19,7 +19,7 @@ from fedsim.training import CohortResult, Recipe, cut_blocks, plan_for, steps_of
 from fedsim.training.blocks import Plan
 from fedsim.training.digest import BLOCK, digest
 from fedsim.training.local import batches
-from fedsim.training.orders import chunks, shape_of
+from fedsim.training.orders import chunks, shapes_of
 
 SHAPES = {
     "small": {"a": (3, 4), "count": (), "b": (5,), "slope": (1,)},
@@ -132,6 +132,8 @@ def test_plans() -> None:
     assert not plan_for(small, vectorize="never").together
     hundred = cut_blocks(np.full(100, 60), plan=plan_for(large))
     assert (len(hundred), {len(block) for block in hundred}) == (16, {6, 7})
+    counts = {n: len(cut_blocks(np.ones(n), plan=plan_for(small))) for n in (1, 64, 65, 100, 1000)}
+    assert counts == {1: 1, 64: 1, 65: 2, 100: 2, 1000: 8}
 
 
 COUNTS = [
@@ -157,7 +159,8 @@ def test_orders_are_those_of_the_plain_form(options: dict[str, int]) -> None:
             size = sizes[place]
             expected = list(batches(size, **how, rng=stream(0, "batches", client=size)))
             assert chunk.taken[lane] == len(expected) == steps_of(size, **how)
-            assert chunk.shape == shape_of(size, recipe)
+            assert chunk.shape == shapes_of(sizes, recipe)[place]
+            assert chunk.shape.width == shapes_of([size], recipe)[0].width
             for t, batch in enumerate(expected):
                 count = chunk.sizes[t, lane]
                 row = chunk.order[t, lane]

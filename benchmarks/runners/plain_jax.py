@@ -24,7 +24,7 @@ from benchmarks.spec import CLASSES, WIDTHS, Spec
 def pin(core: int) -> None:
     """Keep this process, and what XLA starts in it, on one core; before JAX is imported."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
-    flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    flags = "--xla_cpu_multi_thread_eigen=false"
     os.environ.update(XLA_FLAGS=flags, JAX_PLATFORMS="cpu", OMP_NUM_THREADS="1")
 
 

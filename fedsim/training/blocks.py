@@ -21,10 +21,13 @@ Ints = npt.NDArray[np.int64]
 TOGETHER = ((20_000, 32), (70_000, 16))
 # On a GPU one client's products keep next to nothing busy; the bound is memory. (Not measured.)
 TOGETHER_ON_GPU = ((20_000, 128), (5_000_000, 32))
-# Clients of small networks that one call of a program takes one after another.
-CALL = 32
+# Clients of small and of large networks that one call of a program takes one after another.
+CALL, CALL_LARGE = 32, 8
+# Blocks of a cohort of small networks, if it has so many programs' worth of clients: a block has a
+# price of its own, a millisecond, and more blocks than workers balance them.
+BLOCKS_SMALL = 8
 # Clients of large networks in a block, at most, and blocks that a cohort of such has, if it has so
-# many clients: they balance the workers.
+# many clients.
 MOST, BLOCKS = 16, 16
 
 
@@ -36,13 +39,15 @@ class Plan:
         together: in step; or else one after another.
         lanes: clients that a program takes.
         most: clients a block.
-        blocks: that a cohort has, if it has so many clients.
+        blocks: that a cohort has, if it has so many times ``least`` clients.
+        least: clients a block, where a cohort has them.
     """
 
     together: bool
     lanes: int
     most: int
     blocks: int
+    least: int = 1
 
 
 def plan_for(model: nn.Module, *, vectorize: str = "auto", device: str = "cpu") -> Plan:
@@ -58,10 +63,16 @@ def plan_for(model: nn.Module, *, vectorize: str = "auto", device: str = "cpu") 
     convolves = any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in model.modules())
     if vectorize == "always" or (vectorize == "auto" and fitting and not convolves):
         lanes = fitting or table[-1][1]
-        return Plan(together=True, lanes=lanes, most=2 * lanes, blocks=1)
+        return _small(together=True, lanes=lanes)
     if fitting and not convolves:
-        return Plan(together=False, lanes=CALL, most=2 * CALL, blocks=1)
-    return Plan(together=False, lanes=1, most=MOST, blocks=BLOCKS)
+        return _small(together=False, lanes=CALL)
+    return Plan(together=False, lanes=CALL_LARGE, most=MOST, blocks=BLOCKS)
+
+
+def _small(*, together: bool, lanes: int) -> Plan:
+    return Plan(
+        together=together, lanes=lanes, most=4 * lanes, blocks=BLOCKS_SMALL, least=2 * lanes
+    )
 
 
 def cut_blocks(steps: Ints, *, plan: Plan, size: int = 0) -> list[Ints]:
@@ -80,7 +91,7 @@ def cut_blocks(steps: Ints, *, plan: Plan, size: int = 0) -> list[Ints]:
         return []
     count = -(-clients // (size or plan.most))
     if not size:
-        count = max(count, min(plan.blocks, clients))
+        count = max(count, min(plan.blocks, -(-clients // plan.least)))
     if plan.together:
         ranked = np.argsort(-steps, kind="stable")
         groups = [np.sort(part) for part in np.array_split(ranked, count)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from fedsim.training.digest import Digest
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -30,17 +33,21 @@ class CohortResult:
     """What training did to each client, in the order in which they were given.
 
     Attributes:
-        arrays: by name in the model's order, (clients, \\*shape), each client's model afterwards.
+        arrays: by name in the model's order, (clients, \\*shape), each client's model afterwards;
+            they may be fetched from where they were trained when they are first looked at.
         examples: (clients,), int64, that the client holds.
         steps: (clients,), int64, optimiser steps taken.
         loss_first_step, loss_last_step: (clients,), float64, as in ``LocalResult``.
+        digest_there: digests the models where they were trained, from the clients' weights; see
+            :func:`fedsim.training.digest.digest`. None where that is no faster.
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: Arrays
     examples: npt.NDArray[np.int64]
     steps: npt.NDArray[np.int64]
     loss_first_step: npt.NDArray[np.float64]
     loss_last_step: npt.NDArray[np.float64]
+    digest_there: Callable[[npt.NDArray[np.int64]], Digest] | None = None
 
 
 class CohortTrainer(Protocol):

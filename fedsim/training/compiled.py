@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,14 @@ from torch.nn import Module
 
 from fedsim.data.dataset import Dataset
 from fedsim.training.cohort import Arrays, CohortResult, Recipe
-from fedsim.training.orders import Chunk, Shape, chunks, idle_chunk, shape_of
-from fedsim.training.results import Collected, stacked
+from fedsim.training.digest import Digest, digest_arrays, digest_of
+from fedsim.training.orders import Chunk, Shape, chunks, idle_chunk, shapes_of
+from fedsim.training.results import Collected, Deferred, stacked
 from fedsim.training.traced import Traced, trace
 from fedsim.training.xla import load_jax, start_xla
+
+Ints = npt.NDArray[np.int64]
+Trained = Sequence[tuple[Chunk, Any]]  # what was trained together, and the models that it gave
 
 
 class CompiledTrainer:
@@ -56,10 +62,12 @@ class CompiledTrainer:
         self._device = self._jax.devices("gpu" if device == "cuda" else device)[0]
         self._parameters = tuple(name for name, _ in model.named_parameters())
         self._programs: dict[int, Any] = {}
+        self._digesting: Any = None
         # Whose programs are loaded, without or with corrections.
         self._ready: set[tuple[Shape, bool]] = set()
         self._traces: dict[int, Traced] = {}
-        convolves = self._traced(recipe.batch_size or 2).convolves
+        first = self._traced(recipe.batch_size or 2)
+        self._held, convolves = first.held, first.convolves
         self._stepwise = convolves and not together
         if self._stepwise:
             self._lanes = 1
@@ -79,7 +87,10 @@ class CompiledTrainer:
     def _traced(self, width: int) -> Traced:
         if width not in self._traces:
             shape = self._dataset.input_shape
-            self._traces[width] = trace(self._model, shape, batch=width, precision=self._precision)
+            traced = trace(self._model, shape, batch=width, precision=self._precision)
+            # Models of all widths lie alike.
+            held = next((other.held for other in self._traces.values()), traced.held)
+            self._traces[width] = replace(traced, held=held)
         return self._traces[width]
 
     def _program(self, width: int) -> Any:
@@ -103,11 +114,18 @@ class CompiledTrainer:
             self._programs[width] = made
         return self._programs[width]
 
-    def _run(self, chunk: Chunk, start: Any, learning_rate: float, corrections: Any) -> Any:
-        """Train a chunk; returns the models and both losses, a client a lane."""
+    def _begin(self, arrays: Arrays) -> Any:
+        """Return a model on the device, as training holds it."""
+        from fedsim.training.programs import hold
+
+        held = hold(arrays, self._held)
+        return self._jax.device_put({name: np.array(a, order="C") for name, a in held.items()})
+
+    def _run(self, chunk: Chunk, begin: Any, learning_rate: float, corrections: Any) -> Any:
+        """Train a chunk; returns the models, as held, and both losses, a client a lane."""
         return self._program(chunk.shape.width)(
             self._examples,
-            start,
+            begin,
             chunk.order,
             chunk.sizes,
             chunk.taken,
@@ -124,20 +142,19 @@ class CompiledTrainer:
         corrected: bool = False,
     ) -> None:
         """Compile and load what training these clients needs; see ``CohortTrainer``."""
-        sizes = {len(held) for held in clients}
-        shapes = {shape_of(size, self._recipe) for size in sizes}
+        shapes = set(shapes_of([len(held) for held in clients], self._recipe))
         missing = {(shape, corrected) for shape in shapes} - self._ready
         if not missing:
             return
         nothing = {name: np.zeros_like(arrays[name]) for name in self._parameters}
         zeros = stacked([nothing], self._lanes) if corrected else None
         with self._scope():
-            start = self._jax.device_put(dict(arrays))
+            begin = self._begin(arrays)
             for shape, _ in sorted(missing):
                 # A step that is thrown away: machine code is loaded when it first runs.
-                self._jax.block_until_ready(
-                    self._run(idle_chunk(shape, self._lanes), start, 0.0, zeros)
-                )
+                chunk = idle_chunk(shape, self._lanes)
+                models, *_ = self._run(chunk, begin, 0.0, zeros)
+                self._digest(arrays, begin, [(chunk, models)], np.ones(1, np.int64))
         self._ready |= missing
 
     def train(
@@ -151,12 +168,59 @@ class CompiledTrainer:
     ) -> CohortResult:
         """Train each client from the same model; see ``CohortTrainer``."""
         out = Collected(arrays, clients)
+        trained: list[tuple[Chunk, Any]] = []
         with self._scope():
-            start = self._jax.device_put(dict(arrays))
+            begin = self._begin(arrays)
             for chunk in chunks(clients, rngs, self._recipe, lanes=self._lanes):
                 mine = None
                 if corrections is not None:
                     mine = stacked([corrections[place] for place in chunk.places], self._lanes)
-                models, *losses = self._run(chunk, start, learning_rate, mine)
-                out.put(chunk.places, models, steps=chunk.taken, losses=losses)
-        return out.result()
+                models, *losses = self._run(chunk, begin, learning_rate, mine)
+                out.put(chunk.places, {}, steps=chunk.taken, losses=losses)
+                trained.append((chunk, models))
+        return out.result(
+            Deferred(tuple(arrays), lambda: self._fetched(arrays, clients, trained)),
+            digest_there=partial(self._digest, arrays, begin, trained),
+        )
+
+    def _fetched(self, arrays: Arrays, clients: Sequence[Ints], trained: Trained) -> Arrays:
+        """Return the models as torch has them, in the order of the clients."""
+        from fedsim.training.programs import release_lanes
+
+        out = Collected(arrays, clients)
+        for chunk, models in trained:
+            stacks = {name: np.asarray(stack) for name, stack in models.items()}
+            out.put_models(chunk.places, release_lanes(stacks, self._held))
+        return out.arrays()
+
+    def _digest(self, arrays: Arrays, begin: Any, trained: Trained, weights: Ints) -> Digest:
+        """Digest the models where they are; see :func:`fedsim.training.digest.digest`."""
+        from fedsim.training import programs
+
+        places = np.concatenate([chunk.places for chunk, _ in trained])
+        if (np.diff(places) < 0).any():  # the sum is in the order of the clients
+            clients = [np.empty(0, np.int64)] * len(weights)
+            return digest_arrays(arrays, self._fetched(arrays, clients, trained), weights)
+        self._digesting = self._digesting or programs.digesting()
+        begin = {name: begin[name] for name in self._parameters}
+        squares: list[np.ndarray] = []
+        zeros: list[np.ndarray] = []
+        finite: list[np.ndarray] = []
+        with self._scope():
+            total = {name: np.zeros(array.shape) for name, array in begin.items()}
+            for chunk, models in trained:
+                included = np.arange(self._lanes) < len(chunk.places)
+                factors = np.zeros(self._lanes)
+                factors[included] = weights[chunk.places]
+                total, *sizes = self._digesting(total, models, begin, factors, included)
+                for column, values in zip((squares, zeros, finite), sizes, strict=True):
+                    column.append(np.asarray(values)[..., included])
+        sums = {name: np.asarray(array) for name, array in total.items()}
+        return digest_of(
+            arrays,
+            weights,
+            sums=programs.release(sums, self._held),
+            squares=np.concatenate(squares, axis=1).T,
+            zeros=np.concatenate(zeros).astype(np.int64),
+            finite=np.concatenate(finite),
+        )

@@ -67,6 +67,13 @@ def digest(
             by default the clients' examples.
     """
     weights = result.examples if weights is None else weights
+    if result.digest_there is not None:
+        return result.digest_there(weights)
+    return digest_arrays(start, result.arrays, weights)
+
+
+def digest_arrays(start: Arrays, arrays: Arrays, weights: npt.NDArray[np.int64]) -> Digest:
+    """Return the digest of models, (clients, \\*shape) each; other arguments as for `digest`."""
     count = len(weights)
     floating = [name for name, array in start.items() if array.dtype.kind == "f"]
     sums = {name: np.zeros(array.shape) for name, array in start.items()}
@@ -74,22 +81,59 @@ def digest(
     with np.errstate(over="ignore", invalid="ignore"):
         for part in parts({name: start[name].size for name in floating}):
             old = np.concatenate([p.of(start[floating[p.tensor]][None]) for p in part], axis=1)[0]
-            new = [p.of(result.arrays[floating[p.tensor]]) for p in part]
+            new = [p.of(arrays[floating[p.tensor]]) for p in part]
             total = np.zeros(old.size)
             _digest_part(part, old, new, weights, total, squares, zeros)
             for p in part:
                 sums[floating[p.tensor]].reshape(-1)[p.first : p.last] = total[p.place]
         finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(squares).all(axis=1))
     for i in np.flatnonzero(~finite):  # may be squares that are too large
-        finite[i] = all(np.isfinite(stack[i]).all() for stack in result.arrays.values())
+        finite[i] = all(np.isfinite(stack[i]).all() for stack in arrays.values())
     again = start if not finite.all() else [name for name in start if name not in floating]
     for name in again:
-        sums[name] = plain_sum(result.arrays[name][finite], weights[finite])
+        sums[name] = plain_sum(arrays[name][finite], weights[finite])
     return Digest(
         sum=sums,
         squares=squares,
         names=tuple(floating),
         zeros=zeros,
+        elements=sum(start[name].size for name in floating),
+        finite=finite,
+    )
+
+
+def digest_of(
+    start: Arrays,
+    weights: npt.NDArray[np.int64],
+    *,
+    sums: Arrays,
+    squares: Floats,
+    zeros: npt.NDArray[np.int64],
+    finite: npt.NDArray[np.bool_],
+) -> Digest:
+    """Return the digest of models of which only some arrays were trained.
+
+    Args:
+        sums: of the arrays that were, as in :class:`Digest`; the others are as at the start.
+        squares: (clients, trained arrays), in the order of ``sums``.
+        zeros: (clients,), of the trained arrays.
+        finite: (clients,).
+    """
+    floating = [name for name, array in start.items() if array.dtype.kind == "f"]
+    untouched = [name for name in start if name not in sums]
+    columns = np.zeros((len(weights), len(floating)))
+    columns[:, [floating.index(name) for name in sums]] = squares
+    unmoved = sum(start[name].size for name in untouched if name in floating)
+    good = weights[finite]
+    others = {
+        name: plain_sum(np.broadcast_to(start[name], (len(good), *start[name].shape)), good)
+        for name in untouched
+    }
+    return Digest(
+        sum={name: sums[name] if name in sums else others[name] for name in start},
+        squares=columns,
+        names=tuple(floating),
+        zeros=zeros + unmoved,
         elements=sum(start[name].size for name in floating),
         finite=finite,
     )

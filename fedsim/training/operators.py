@@ -29,6 +29,11 @@ from fedsim.training.layers import (
 
 Axes = Sequence[int]
 
+# Up to how many examples the gradient of a small matrix (of so many numbers) is added up example by
+# example, in one pass with the update; and up to how many x is turned beforehand for another one.
+ADDED_UP, SMALL = 16, 20_000
+TURNED = 12
+
 
 def _add(x: Array, y: Array | float, alpha: float = 1) -> Array:
     return x + (y if alpha == 1 else alpha * y)
@@ -48,8 +53,36 @@ def _div(x: Array, y: Array | float, rounding_mode: str | None = None) -> Array:
     return jnp.floor(x / y) if rounding_mode == "floor" else jnp.trunc(x / y)
 
 
+@jax.custom_vjp
+def _product(x: Array, y: Array) -> Array:
+    """Return ``x @ y`` of matrices, with the gradient of y in the form that is fast for its shape.
+
+    A processor takes as long to arrange x for the usual form as to multiply it where batches are
+    small: the steps of the 2NN at B = 10 are 10% faster for it, those of smaller networks twice.
+    """
+    return x @ y
+
+
+def _product_forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ y, (x, y)
+
+
+def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, y = saved
+    batch = len(x)
+    if batch <= ADDED_UP and y.size <= SMALL:
+        # Barriers, so that x and g are not computed anew for every element.
+        x, g = lax.optimization_barrier((x, g))  # type: ignore[no-untyped-call]
+        return g @ y.T, sum((x[i][:, None] * g[i] for i in range(1, batch)), x[0][:, None] * g[0])
+    turned = lax.optimization_barrier(x.T) if batch <= TURNED else x.T  # type: ignore[no-untyped-call]
+    return g @ y.T, turned @ g
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
 def _addmm(bias: Array, x: Array, y: Array, beta: float = 1, alpha: float = 1) -> Array:
-    product = x @ y if alpha == 1 else alpha * (x @ y)
+    product = _product(x, y) if alpha == 1 else alpha * _product(x, y)
     return product + (bias if beta == 1 else beta * bias)
 
 
@@ -293,7 +326,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "_softmax": _softmax,
     "_log_softmax": _log_softmax,
     # products, convolutions, pooling
-    "mm": jnp.matmul,
+    "mm": _product,
     "bmm": jnp.matmul,
     "addmm": _addmm,
     "convolution": convolution,

@@ -2,7 +2,8 @@
 
 A client's batches are those of :func:`fedsim.training.local.batches`, drawn from its generator in
 the same way. Steps and batch sizes differ between clients; shapes of arrays do in a few sizes only,
-so that few programs serve all. A client's shape depends on the client alone.
+so that few programs serve all. How wide a client's batches are depends on the client alone; how
+many steps there is room for, which changes no result, on the longest client of the call.
 """
 
 from __future__ import annotations
@@ -57,25 +58,43 @@ def steps_of(examples: npt.ArrayLike, *, epochs: int, steps: int, batch_size: in
     return epochs * per_epoch
 
 
-def shape_of(examples: int, recipe: Recipe) -> Shape:
-    """Return the shape of a client's indices.
+def shapes_of(examples: npt.ArrayLike, recipe: Recipe) -> list[Shape]:
+    """Return the shape of each client's indices, where clients with so many examples are a call.
 
-    Steps are rounded up to a power of four, from 16 on; what is not taken costs no time.
+    Steps are those of the longest client of the same width, rounded up to a power of four, from 16
+    on; what is not taken costs no time.
+
+    Args:
+        examples: (clients,).
 
     Raises:
-        ValueError: there are no examples.
+        ValueError: a client holds no examples.
     """
-    if examples < 1:
+    held = np.asarray(examples, np.int64)
+    if (held < 1).any():
         raise ValueError("this client holds no examples")
-    taken = int(
-        steps_of(examples, epochs=recipe.epochs, steps=recipe.steps, batch_size=recipe.batch_size)
-    )
-    steps = 16
-    while steps < taken:
-        steps *= 4
-    if 0 < recipe.batch_size <= NARROW:
-        return Shape(steps, recipe.batch_size)
-    return Shape(steps, _roomy(min(recipe.batch_size or examples, examples), recipe.batch_size))
+    taken = steps_of(
+        held, epochs=recipe.epochs, steps=recipe.steps, batch_size=recipe.batch_size
+    ).tolist()
+    widths = [_width(n, recipe.batch_size) for n in held.tolist()]
+    most: dict[int, int] = {}
+    for width, steps in zip(widths, taken, strict=True):
+        most[width] = max(steps, most.get(width, 0))
+    shapes = {width: Shape(_room(steps), width) for width, steps in most.items()}
+    return [shapes[width] for width in widths]
+
+
+def _room(steps: int) -> int:
+    room = 16
+    while room < steps:
+        room *= 4
+    return room
+
+
+def _width(examples: int, batch_size: int) -> int:
+    if 0 < batch_size <= NARROW:
+        return batch_size
+    return _roomy(min(batch_size or examples, examples), batch_size)
 
 
 def _roomy(width: int, most: int) -> int:
@@ -105,7 +124,7 @@ def chunks(
     Raises:
         ValueError: a client holds no examples.
     """
-    shapes = [shape_of(len(held), recipe) for held in clients]
+    shapes = shapes_of([len(held) for held in clients], recipe)
     open_chunks: dict[Shape, Chunk] = {}
     filled: dict[Shape, list[int]] = {}
     for place, (held, shape, rng) in enumerate(zip(clients, shapes, rngs, strict=True)):

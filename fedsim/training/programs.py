@@ -142,24 +142,31 @@ def release(arrays: Mapping[str, Any], held: Mapping[str, tuple[int, ...]]) -> d
     return {n: a.transpose(back[n]) if n in back else a for n, a in arrays.items()}
 
 
+def release_lanes(stacks: Mapping[str, Any], held: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Undo :func:`hold` of arrays that have the clients along the first axis."""
+    lanes = {name: (0, *(axis + 1 for axis in order)) for name, order in held.items()}
+    return release(stacks, lanes)
+
+
 Program = Callable[..., Any]
 
 
 def one_after_another(step: Step, *, lanes: int) -> Program:
     """Return the program that trains up to ``lanes`` clients, each to its end before the next.
 
-    It takes (examples, start, order, sizes, taken, count, learning_rate, corrections) and gives
-    (models, first losses, last losses), each with the clients along the first axis. Order, sizes
-    and taken are those of ``orders.Chunk``; ``count`` is how many of the lanes are clients;
-    corrections are by parameter, (lanes, \\*shape), or None.
+    It takes (examples, begin, order, sizes, taken, count, learning_rate, corrections) and gives
+    (models, first losses, last losses), each with the clients along the first axis. ``begin`` is
+    the model that all start from, as held; so are the models. Order, sizes and taken are those of
+    ``orders.Chunk``; ``count`` is how many of the lanes are clients; corrections are by parameter,
+    (lanes, \\*shape), or None.
     """
     held = step.traced.held
 
     def program(
-        examples: Examples, start: Tree, order: Array, sizes: Array, taken: Array, count: Array,
+        examples: Examples, begin: Tree, order: Array, sizes: Array, taken: Array, count: Array,
         rate: Array, corrections: Tree | None,
     ) -> tuple[Tree, Array, Array]:  # fmt: skip
-        begin, corrections = hold(start, held), _hold_lanes(corrections, held)
+        corrections = _hold_lanes(corrections, held)
 
         def train(lane: Any) -> Carry:
             mine = None if corrections is None else {k: c[lane] for k, c in corrections.items()}
@@ -179,10 +186,10 @@ def one_after_another(step: Step, *, lanes: int) -> Program:
             return new
 
         if lanes == 1:
-            return _released(jax.tree.map(lambda a: a[None], train(0)), held)
+            return _ended(jax.tree.map(lambda a: a[None], train(0)))
         like = jax.eval_shape(lambda: train(0))
         room = jax.tree.map(lambda a: jnp.zeros((lanes, *a.shape), a.dtype), like)
-        return _released(lax.fori_loop(0, count, body, room), held)
+        return _ended(lax.fori_loop(0, count, body, room))
 
     made: Program = jax.jit(program)
     return made
@@ -193,10 +200,10 @@ def together(step: Step, *, lanes: int) -> Program:
     held = step.traced.held
 
     def program(
-        examples: Examples, start: Tree, order: Array, sizes: Array, taken: Array, count: Array,
+        examples: Examples, begin: Tree, order: Array, sizes: Array, taken: Array, count: Array,
         rate: Array, corrections: Tree | None,
     ) -> tuple[Tree, Array, Array]:  # fmt: skip
-        begin, corrections = hold(start, held), _hold_lanes(corrections, held)
+        corrections = _hold_lanes(corrections, held)
 
         def lane(
             t: Array, carry: Carry, indices: Array, size: Array, taken: Array, mine: Tree | None
@@ -218,7 +225,7 @@ def together(step: Step, *, lanes: int) -> Program:
 
         first = step.start(begin)
         carries = jax.tree.map(lambda a: jnp.broadcast_to(a, (lanes, *a.shape)), first)
-        return _released(lax.fori_loop(0, jnp.max(taken), body, carries), held)
+        return _ended(lax.fori_loop(0, jnp.max(taken), body, carries))
 
     made: Program = jax.jit(program)
     return made
@@ -232,12 +239,11 @@ def step_by_step(step: Step) -> Program:
     held = step.traced.held
 
     @jax.jit
-    def begin(start: Tree, corrections: Tree | None) -> tuple[Tree, Carry, Tree | None]:
+    def first(begin: Tree, corrections: Tree | None) -> tuple[Carry, Tree | None]:
         mine = _hold_lanes(corrections, held)
-        start = hold(start, held)
         # Copies, since the first step may write into what it is given.
-        carry = jax.tree.map(lambda a: a.copy(), step.start(start))
-        return start, carry, None if mine is None else {k: c[0] for k, c in mine.items()}
+        carry = jax.tree.map(lambda a: a.copy(), step.start(begin))
+        return carry, None if mine is None else {k: c[0] for k, c in mine.items()}
 
     def one(
         carry: Carry, t: Array, order: Array, sizes: Array, examples: Examples, begin: Tree,
@@ -252,19 +258,67 @@ def step_by_step(step: Step) -> Program:
 
     @jax.jit
     def end(carry: Carry) -> tuple[Tree, Array, Array]:
-        return _released(jax.tree.map(lambda a: a[None], carry), held)
+        return _ended(jax.tree.map(lambda a: a[None], carry))
 
     def program(
-        examples: Examples, start: Tree, order: Any, sizes: Any, taken: Any, count: Any, rate: Any,
+        examples: Examples, begin: Tree, order: Any, sizes: Any, taken: Any, count: Any, rate: Any,
         corrections: Tree | None,
     ) -> Any:  # fmt: skip
-        place, carry, correction = begin(start, corrections)
+        carry, correction = first(begin, corrections)
         order, sizes = jax.device_put((order, sizes))
         for t in range(int(taken[0])):
-            carry = one_step(carry, np.int32(t), order, sizes, examples, place, rate, correction)
+            carry = one_step(carry, np.int32(t), order, sizes, examples, begin, rate, correction)
         return end(carry)
 
     return program
+
+
+def digesting() -> Program:
+    """Return the program that digests the models of up to ``lanes`` clients where they lie.
+
+    It takes (total, models, begin, weights, included) and gives (total, squares, zeros, finite).
+    Models are as the programs above give them; the total is by parameter, float64; weights and
+    ``included`` are (lanes,). Of the updates: squared norms by parameter, (parameters, lanes);
+    coordinates that are zero, (lanes,); whether a model is finite. See ``digest.Digest``.
+    """
+
+    def program(
+        total: Tree, models: Tree, begin: Tree, weights: Array, included: Array
+    ) -> tuple[Tree, Array, Array, Array]:
+        squares, zeros, finite = [], jnp.zeros(len(weights)), included
+        for name, stack in models.items():
+            before = begin[name].astype(jnp.float64)
+            squares.append(_added(jnp.square(stack.astype(jnp.float64) - before)))
+            zeros += _counted(stack == begin[name])
+            # The square of a finite float32 is a finite float64.
+            fits = stack.dtype.itemsize <= 4
+            checked = squares[-1] if fits else _added(stack.astype(jnp.float64) * 0)
+            finite &= jnp.isfinite(checked)
+        new = {}
+        for name, stack in models.items():
+            new[name] = total[name]
+            for lane in range(len(weights)):  # unrolled: one pass over the sum
+                more = new[name] + stack[lane].astype(jnp.float64) * weights[lane]
+                new[name] = jnp.where(finite[lane], more, new[name])
+        return new, jnp.stack(squares), zeros, finite
+
+    made: Program = jax.jit(program, donate_argnums=0)
+    return made
+
+
+def _added(stack: Array) -> Array:
+    """Add up each lane's numbers, axis by axis from the outermost, so that many go at once."""
+    while stack.ndim > 1:
+        stack = jnp.sum(stack, axis=1)
+    return stack
+
+
+def _counted(stack: Array) -> Array:
+    """Count what is true in each lane, in float64."""
+    if stack.ndim == 1:
+        return stack.astype(jnp.float64)
+    # In float32, exact up to 2^24 in a row, XLA counts three times as fast as in integers.
+    return _added(jnp.sum(stack.astype(jnp.float32), axis=1).astype(jnp.float64))
 
 
 def _hold_lanes(stacks: Tree | None, held: Mapping[str, tuple[int, ...]]) -> Tree | None:
@@ -273,6 +327,6 @@ def _hold_lanes(stacks: Tree | None, held: Mapping[str, tuple[int, ...]]) -> Tre
     return turned
 
 
-def _released(end: Carry, held: Mapping[str, tuple[int, ...]]) -> tuple[Tree, Array, Array]:
-    """Return the models as torch has them, and the losses, of all lanes."""
-    return jax.vmap(lambda w: release(w, held))(end.w), end.first_loss, end.last_loss
+def _ended(end: Carry) -> tuple[Tree, Array, Array]:
+    """Return the models and the losses of all lanes."""
+    return end.w, end.first_loss, end.last_loss

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,13 +35,23 @@ class Collected:
 
         Args:
             places: (k,), theirs in the call, ascending.
-            models: by name, (at least k, \\*shape); what is missing is as it was at the start.
+            models: see :meth:`put_models`.
             steps, losses: (at least k,); of the losses there are two, of the first and last step.
         """
-        k, count = len(places), len(self._examples)
+        k = len(places)
         self._steps[places] = np.asarray(steps)[:k]
         for row, values in zip(self._losses, losses, strict=True):
             row[places] = np.asarray(values)[:k]
+        self.put_models(places, models)
+
+    def put_models(self, places: npt.NDArray[np.int64], models: Mapping[str, Any]) -> None:
+        """Take the models of some clients.
+
+        Args:
+            places: (k,), theirs in the call, ascending.
+            models: by name, (at least k, \\*shape); what is missing is as it was at the start.
+        """
+        k, count = len(places), len(self._examples)
         if k == count and count > 1:  # everything at once: no copy
             self._stacks = {name: np.asarray(stack)[:k] for name, stack in models.items()}
             return
@@ -50,21 +61,51 @@ class Collected:
                 self._stacks[name] = np.empty((count, *before.shape), before.dtype)
             self._stacks[name][places] = np.asarray(stack)[:k]
 
-    def result(self) -> CohortResult:
-        """Return everything, in the order of the clients."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the models, (clients, \\*shape) each."""
         count = len(self._examples)
+        return {
+            name: self._stacks[name]
+            if name in self._stacks
+            else np.repeat(array[None], count, axis=0)
+            for name, array in self._start.items()
+        }
+
+    def result(self, arrays: Arrays | None = None, **more: Any) -> CohortResult:
+        """Return everything, in the order of the clients.
+
+        Args:
+            arrays: the models, if they were not taken here.
+            more: fields of the result.
+        """
         return CohortResult(
-            arrays={
-                name: self._stacks[name]
-                if name in self._stacks
-                else np.repeat(array[None], count, axis=0)
-                for name, array in self._start.items()
-            },
+            arrays=self.arrays() if arrays is None else arrays,
             examples=self._examples,
             steps=self._steps,
             loss_first_step=self._losses[0],
             loss_last_step=self._losses[1],
+            **more,
         )
+
+
+class Deferred(Mapping[str, np.ndarray]):
+    """Arrays that are fetched when one is first looked at."""
+
+    def __init__(self, names: Sequence[str], fetch: Callable[[], Arrays]) -> None:
+        self._names, self._fetch = tuple(names), fetch
+
+    @cached_property
+    def _arrays(self) -> Arrays:
+        return self._fetch()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def stacked(clients: Sequence[Arrays], lanes: int) -> dict[str, np.ndarray]:

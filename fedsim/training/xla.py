@@ -13,7 +13,8 @@ from types import ModuleType
 from fedsim.errors import ConfigError
 
 # A worker keeps to its core, as torch.set_num_threads(1) does for torch.
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+# (XLA reads no further than the first word that is no flag, so that nothing else may be in here.)
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
 INSTALL = "pip install 'fedsim[xla]'"
 
 
@@ -30,7 +31,7 @@ def load_jax() -> ModuleType:
     first = "jax" not in sys.modules
     if first:
         given = os.environ.get("XLA_FLAGS", "")
-        if "intra_op_parallelism_threads" not in given:
+        if "xla_cpu_multi_thread_eigen" not in given:
             os.environ["XLA_FLAGS"] = f"{ONE_THREAD} {given}".strip()
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
@@ -52,7 +53,7 @@ def start_xla(jax: ModuleType) -> None:
 
     From then on JAX warns of every process that is started from this one.
 
-    The flags of ``ONE_THREAD`` bound the threads of one operation. XLA also has as many threads for
+    The flag of ``ONE_THREAD`` bounds the threads of one operation. XLA also has as many threads for
     operations as there are cores, between which a program wanders from cache to cache: a client of
     the 2NN takes 1.5 times as long then. XLA asks ``NPROC`` for their number, once, at its start.
     """
