@@ -22,7 +22,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.models import build_model
 from fedsim.randomness import stream, streams
 from fedsim.training import Recipe, digest, make_trainer, plan_for, read_arrays
-from fedsim.training.blocks import Plan
+from fedsim.training.blocks import CALLS, Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,8 @@ def measure(net: Net, compiler: str, together: bool, lanes: int, seconds: float)
         clip_norm=0.0,
         proximal_mu=0.0,
     )
-    plan = Plan(together=together, lanes=lanes, most=lanes, blocks=1)
+    call = min(CALLS * lanes, net.clients) if together else lanes
+    plan = Plan(together=together, lanes=lanes, call=call, most=lanes, blocks=1)
     trainer = make_trainer(model, dataset(net), recipe, compiler=compiler, plan=plan)
     arrays = read_arrays(model)
     clients = np.split(np.arange(net.examples * net.clients), net.clients)

@@ -105,7 +105,7 @@ def trainer(
     **more: Any,
 ) -> CohortTrainer:
     compiler, together, lanes = way
-    plan = Plan(together=together, lanes=lanes, most=lanes, blocks=1)
+    plan = Plan(together=together, lanes=lanes, call=2 * lanes, most=lanes, blocks=1)
     return make_trainer(model, data, recipe, compiler=compiler, plan=plan, **more)
 
 
@@ -513,7 +513,7 @@ PROGRAM = """
     recipe = Recipe(epochs=1, steps=0, batch_size=4, momentum=0.0, weight_decay=0.0,
                     clip_norm=0.0, proximal_mu=0.0)
     trainer = make_trainer(model, data, recipe, compiler="xla",
-                           plan=Plan(together=False, lanes=1, most=1, blocks=1))
+                           plan=Plan(together=False, lanes=1, call=1, most=1, blocks=1))
     held = [np.arange(30)]
     result = trainer.train(read_arrays(model), held, learning_rate=0.1, rngs=[stream(0, "b")])
     bits = b"".join(a.tobytes() for a in result.arrays.values())

@@ -101,7 +101,7 @@ def test_squares_that_overflow_are_no_sign_of_infinity() -> None:
     st.integers(1, 16),
 )
 def test_blocks(steps: list[int], together: bool, size: int, least: int) -> None:
-    plan = Plan(together=together, lanes=4, most=10, blocks=least)
+    plan = Plan(together=together, lanes=4, call=4, most=10, blocks=least)
     taken = np.array(steps, np.int64)
     blocks = cut_blocks(taken, plan=plan, size=size)
     flat = np.concatenate(blocks).tolist() if blocks else []
@@ -132,8 +132,10 @@ def test_plans() -> None:
     assert not plan_for(small, vectorize="never").together
     hundred = cut_blocks(np.full(100, 60), plan=plan_for(large))
     assert (len(hundred), {len(block) for block in hundred}) == (16, {6, 7})
-    counts = {n: len(cut_blocks(np.ones(n), plan=plan_for(small))) for n in (1, 64, 65, 100, 1000)}
-    assert counts == {1: 1, 64: 1, 65: 2, 100: 2, 1000: 8}
+    plan = plan_for(small)
+    counts = {n: len(cut_blocks(np.full(n, 3), plan=plan)) for n in (1, 32, 33, 100, 1000, 9000)}
+    assert counts == {1: 1, 32: 1, 33: 2, 100: 2, 1000: 4, 9000: 36}
+    assert len(cut_blocks(np.full(1000, 60), plan=plan)) == 16  # more to do, more to share out
 
 
 COUNTS = [

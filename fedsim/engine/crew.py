@@ -29,7 +29,7 @@ from fedsim.errors import EngineError
 
 ATTEMPTS = 3  # a load that outlived so many workers is given up
 AHEAD = 2  # loads handed to a worker before it has finished the first: hides the latency ...
-AHEAD_SECONDS = 0.05  # ... which no longer matters beside so much work
+AHEAD_SECONDS = 0.3  # ... which no longer matters beside so much work
 START_SECONDS = 120.0  # without a single worker for so long, there is no point in going on
 PLACE_SECONDS = 30.0  # a worker that has not started by then has found no place
 BACK_OFF_SECONDS = (0.0, 0.5, 2.0, 8.0, 30.0)  # before a worker that died in starting starts again

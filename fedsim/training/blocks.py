@@ -7,6 +7,7 @@ depend on the blocks, and a run shall give the same bits on every machine.
 from __future__ import annotations
 
 import heapq
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +22,12 @@ Ints = npt.NDArray[np.int64]
 TOGETHER = ((20_000, 32), (70_000, 16))
 # On a GPU one client's products keep next to nothing busy; the bound is memory. (Not measured.)
 TOGETHER_ON_GPU = ((20_000, 128), (5_000_000, 32))
-# Clients of small and of large networks that one call of a program takes one after another.
-CALL, CALL_LARGE = 32, 8
-# Blocks of a cohort of small networks, if it has so many programs' worth of clients: a block has a
-# price of its own, a millisecond, and more blocks than workers balance them.
-BLOCKS_SMALL = 8
+# Clients of large networks that one call of a program takes one after another; of small networks
+# it takes four times as many as go in step: a call has a price of its own.
+CALL_LARGE, CALLS = 8, 4
+# What a block of small networks should cost, in parameters x steps, so that its own price, some
+# milliseconds, does not matter; and how many blocks a cohort then has, at most.
+WORK, BLOCKS_SMALL = 2_500_000, 16
 # Clients of large networks in a block, at most, and blocks that a cohort of such has, if it has so
 # many clients.
 MOST, BLOCKS = 16, 16
@@ -37,17 +39,20 @@ class Plan:
 
     Attributes:
         together: in step; or else one after another.
-        lanes: clients that a program takes.
-        most: clients a block.
-        blocks: that a cohort has, if it has so many times ``least`` clients.
-        least: clients a block, where a cohort has them.
+        lanes: clients that a program trains in step, or digests at once.
+        call: clients that a call of the program takes, a multiple of ``lanes``.
+        least, most: clients a block, where a cohort has so many.
+        blocks: that a cohort has within these bounds, if each is worth ``work``.
+        work: that a block should cost, in steps.
     """
 
     together: bool
     lanes: int
+    call: int
     most: int
     blocks: int
     least: int = 1
+    work: float = 0.0
 
 
 def plan_for(model: nn.Module, *, vectorize: str = "auto", device: str = "cpu") -> Plan:
@@ -61,18 +66,19 @@ def plan_for(model: nn.Module, *, vectorize: str = "auto", device: str = "cpu") 
     table = TOGETHER if device == "cpu" else TOGETHER_ON_GPU
     fitting = next((lanes for most, lanes in table if parameters <= most), 0)
     convolves = any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in model.modules())
-    if vectorize == "always" or (vectorize == "auto" and fitting and not convolves):
+    together = vectorize == "always" or (vectorize == "auto" and fitting > 0 and not convolves)
+    if together or (fitting and not convolves):
         lanes = fitting or table[-1][1]
-        return _small(together=True, lanes=lanes)
-    if fitting and not convolves:
-        return _small(together=False, lanes=CALL)
-    return Plan(together=False, lanes=CALL_LARGE, most=MOST, blocks=BLOCKS)
-
-
-def _small(*, together: bool, lanes: int) -> Plan:
-    return Plan(
-        together=together, lanes=lanes, most=4 * lanes, blocks=BLOCKS_SMALL, least=2 * lanes
-    )
+        return Plan(
+            together=together,
+            lanes=lanes,
+            call=CALLS * lanes,
+            most=2 * CALLS * lanes,
+            blocks=BLOCKS_SMALL,
+            least=lanes,
+            work=WORK / max(1, parameters),
+        )
+    return Plan(together=False, lanes=CALL_LARGE, call=CALL_LARGE, most=MOST, blocks=BLOCKS)
 
 
 def cut_blocks(steps: Ints, *, plan: Plan, size: int = 0) -> list[Ints]:
@@ -89,15 +95,26 @@ def cut_blocks(steps: Ints, *, plan: Plan, size: int = 0) -> list[Ints]:
     clients = len(steps)
     if not clients:
         return []
-    count = -(-clients // (size or plan.most))
-    if not size:
-        count = max(count, min(plan.blocks, -(-clients // plan.least)))
+    count = -(-clients // size) if size else _count(steps, plan)
     if plan.together:
         ranked = np.argsort(-steps, kind="stable")
         groups = [np.sort(part) for part in np.array_split(ranked, count)]
     else:
         groups = _balanced(steps, count, most=size or clients)
     return sorted(groups, key=lambda group: int(group[0]))
+
+
+def _count(steps: Ints, plan: Plan) -> int:
+    """Return how many blocks a cohort is cut into.
+
+    A power of two in between the bounds, which the cores of most machines share out evenly.
+    """
+    clients = len(steps)
+    wanted = plan.blocks
+    if plan.work:
+        worth = max(float(steps.sum()) / plan.work, 2.0)  # two workers find something to do
+        wanted = min(wanted, 2 ** round(math.log2(worth)))
+    return max(-(-clients // plan.most), min(wanted, -(-clients // plan.least)))
 
 
 def _balanced(steps: Ints, count: int, *, most: int) -> list[Ints]:

@@ -39,6 +39,7 @@ class CompiledTrainer:
         *,
         together: bool,
         lanes: int,
+        call: int = 0,
         device: str = "cpu",
         precision: str = "float32",
     ) -> None:
@@ -46,8 +47,9 @@ class CompiledTrainer:
 
         Args:
             model: is read only; the types of its parameters are those of training.
-            together: train ``lanes`` clients in step; or else one after another.
-            lanes: clients a program takes.
+            together: train clients in step; or else one after another.
+            lanes: clients that are trained at once, if in step, or that are digested at once.
+            call: clients that a call of the program takes, a multiple of ``lanes``; 0 for as many.
             device: ``cpu`` or ``cuda``.
             precision: see :func:`fedsim.training.traced.trace`.
 
@@ -58,7 +60,8 @@ class CompiledTrainer:
         self._jax = load_jax()
         start_xla(self._jax)
         self._model, self._dataset, self._recipe = model, dataset, recipe
-        self._together, self._lanes, self._precision = together, lanes, precision
+        self._together, self._precision = together, precision
+        self._group, self._lanes = lanes, call or lanes
         self._device = self._jax.devices("gpu" if device == "cuda" else device)[0]
         self._parameters = tuple(name for name, _ in model.named_parameters())
         self._programs: dict[int, Any] = {}
@@ -70,7 +73,7 @@ class CompiledTrainer:
         self._held, convolves = first.held, first.convolves
         self._stepwise = convolves and not together
         if self._stepwise:
-            self._lanes = 1
+            self._group = self._lanes = 1
         with self._scope():
             from fedsim.training.programs import Examples
 
@@ -108,7 +111,7 @@ class CompiledTrainer:
             if self._stepwise:
                 made = programs.step_by_step(step)
             elif self._together:
-                made = programs.together(step, lanes=self._lanes)
+                made = programs.together(step, lanes=self._lanes, group=self._group)
             else:
                 made = programs.one_after_another(step, lanes=self._lanes)
             self._programs[width] = made
@@ -201,7 +204,7 @@ class CompiledTrainer:
         if (np.diff(places) < 0).any():  # the sum is in the order of the clients
             clients = [np.empty(0, np.int64)] * len(weights)
             return digest_arrays(arrays, self._fetched(arrays, clients, trained), weights)
-        self._digesting = self._digesting or programs.digesting()
+        self._digesting = self._digesting or programs.digesting(self._group)
         begin = {name: begin[name] for name in self._parameters}
         squares: list[np.ndarray] = []
         zeros: list[np.ndarray] = []
@@ -212,15 +215,16 @@ class CompiledTrainer:
                 included = np.arange(self._lanes) < len(chunk.places)
                 factors = np.zeros(self._lanes)
                 factors[included] = weights[chunk.places]
-                total, *sizes = self._digesting(total, models, begin, factors, included)
+                count = np.int32(len(chunk.places))
+                total, sizes = self._digesting(total, models, begin, factors, included, count)
                 for column, values in zip((squares, zeros, finite), sizes, strict=True):
-                    column.append(np.asarray(values)[..., included])
+                    column.append(np.asarray(values)[:count])
         sums = {name: np.asarray(array) for name, array in total.items()}
         return digest_of(
             arrays,
             weights,
             sums=programs.release(sums, self._held),
-            squares=np.concatenate(squares, axis=1).T,
+            squares=np.concatenate(squares),
             zeros=np.concatenate(zeros).astype(np.int64),
             finite=np.concatenate(finite),
         )

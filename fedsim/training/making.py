@@ -47,16 +47,17 @@ def make_trainer(
             recipe,
             together=plan.together,
             lanes=plan.lanes,
+            call=plan.call,
             device=device,
             precision=precision,
         )
     if plan.together and not vmap_problem(model, dataset.input_shape):
         return VectorisedTrainer(
-            # A block at a time: in torch the operations themselves cost the most.
+            # More than XLA takes: in torch the operations themselves cost the most.
             model,
             dataset,
             recipe,
-            lanes=plan.most,
+            lanes=2 * plan.lanes,
             device=device,
             precision=precision,
         )

@@ -8,8 +8,10 @@ many steps there is room for, which changes no result, on the longest client of 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -125,28 +127,48 @@ def chunks(
         ValueError: a client holds no examples.
     """
     shapes = shapes_of([len(held) for held in clients], recipe)
-    open_chunks: dict[Shape, Chunk] = {}
-    filled: dict[Shape, list[int]] = {}
+    waiting: dict[Shape, list[Draw]] = {}
     for place, (held, shape, rng) in enumerate(zip(clients, shapes, rngs, strict=True)):
-        if shape not in open_chunks:
-            open_chunks[shape] = _blank(shape, lanes)
-            filled[shape] = []
-        chunk, lane = open_chunks[shape], len(filled[shape])
-        chunk.taken[lane] = write_order(
-            chunk.order[:, lane], chunk.sizes[:, lane], held, rng, recipe
-        )
-        filled[shape].append(place)
-        if lane + 1 == lanes:
-            yield _closed(open_chunks.pop(shape), filled.pop(shape))
-    for shape in sorted(open_chunks):
-        yield _closed(open_chunks[shape], filled[shape])
+        drawn = waiting.setdefault(shape, [])
+        drawn.append(Draw(place, held, _passes(len(held), rng, recipe)))
+        if len(drawn) == lanes:
+            yield _chunk_of(waiting.pop(shape), shape, lanes, recipe)
+    for shape in sorted(waiting):
+        yield _chunk_of(waiting[shape], shape, lanes, recipe)
+
+
+class Draw(NamedTuple):
+    """A client: its place in the call, its dataset indices, and an order of them for each pass."""
+
+    place: int
+    held: Ints
+    passes: list[Ints]
+
+
+def _passes(examples: int, rng: np.random.Generator, recipe: Recipe) -> list[Ints]:
+    """Draw the orders in which a client goes through its examples, as ``batches`` does."""
+    count = recipe.epochs
+    if recipe.steps:
+        count = -(-recipe.steps // -(-examples // (recipe.batch_size or examples)))
+    return [rng.permutation(examples) for _ in range(count)]
+
+
+def _chunk_of(drawn: Sequence[Draw], shape: Shape, lanes: int, recipe: Recipe) -> Chunk:
+    places = np.array([client.place for client in drawn], np.int64)
+    chunk = dataclasses.replace(_blank(shape, lanes), places=places)
+    alike: dict[int, list[int]] = {}
+    for lane, client in enumerate(drawn):
+        alike.setdefault(len(client.held), []).append(lane)
+    for mine in alike.values():
+        _write_orders(chunk, mine, [drawn[lane] for lane in mine], recipe)
+    return chunk
 
 
 def idle_chunk(shape: Shape, lanes: int) -> Chunk:
     """Return a chunk with one client, which takes one step with the first example."""
-    chunk = _blank(shape, lanes)
+    chunk = dataclasses.replace(_blank(shape, lanes), places=np.zeros(1, np.int64))
     chunk.taken[0] = 1
-    return _closed(chunk, [0])
+    return chunk
 
 
 def _blank(shape: Shape, lanes: int) -> Chunk:
@@ -159,50 +181,33 @@ def _blank(shape: Shape, lanes: int) -> Chunk:
     )
 
 
-def _closed(chunk: Chunk, places: list[int]) -> Chunk:
-    return Chunk(
-        shape=chunk.shape,
-        places=np.array(places, np.int64),
-        order=chunk.order,
-        sizes=chunk.sizes,
-        taken=chunk.taken,
-    )
-
-
-def write_order(
-    out: Indices,
-    sizes: Indices,
-    held: npt.NDArray[np.int64],
-    rng: np.random.Generator,
-    recipe: Recipe,
-) -> int:
-    """Write a client's batches and their sizes, and return how many there are.
+def _write_orders(
+    chunk: Chunk, lanes: Sequence[int], drawn: Sequence[Draw], recipe: Recipe
+) -> None:
+    """Write the batches, their sizes and their number for clients with equally many examples.
 
     A batch that is smaller than the width repeats its first example, a real one: what is computed
     for it in vain is as finite as the client's data are.
-
-    Args:
-        out: (steps, width); steps beyond the client's are left as they are.
-        sizes: (steps,), as ``out``.
-        held: the client's dataset indices, at least one.
-        rng: gives one permutation a pass, as in ``batches``.
     """
-    n, width = len(held), out.shape[1]
+    count, width = len(drawn), chunk.shape.width
+    held = np.stack([client.held for client in drawn])
+    n = held.shape[1]
     size = min(recipe.batch_size or n, n)
     per_pass = -(-n // size)
     steps = recipe.steps or recipe.epochs * per_pass
     last = n - (per_pass - 1) * size
-    sizes[:steps] = size
-    sizes[per_pass - 1 : steps : per_pass] = last
-    for start in range(0, steps, per_pass):
-        order = held[rng.permutation(n)]
+    chunk.taken[lanes] = steps
+    chunk.sizes[:steps, lanes] = size
+    chunk.sizes[per_pass - 1 : steps : per_pass, lanes] = last
+    for i, start in enumerate(range(0, steps, per_pass)):
+        order = np.take_along_axis(held, np.stack([client.passes[i] for client in drawn]), axis=1)
         batches = min(per_pass, steps - start)
         whole = min(batches, n // size)
-        rows = out[start : start + batches]
-        rows[:whole, :size] = order[: whole * size].reshape(whole, size)
+        rows = np.empty((batches, count, width), np.int32)
+        full = order[:, : whole * size].reshape(count, whole, size)
+        rows[:whole, :, :size] = full.swapaxes(0, 1)
+        rows[:whole, :, size:] = rows[:whole, :, :1]
         if whole < batches:
-            rows[whole, :last] = order[whole * size :]
-            rows[whole, last:] = order[whole * size]
-        if size < width:
-            rows[:whole, size:] = rows[:whole, :1]
-    return steps
+            rows[whole, :, :last] = order[:, whole * size :]
+            rows[whole, :, last:] = order[:, whole * size, None]
+        chunk.order[start : start + batches, lanes] = rows

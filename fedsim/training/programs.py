@@ -195,8 +195,11 @@ def one_after_another(step: Step, *, lanes: int) -> Program:
     return made
 
 
-def together(step: Step, *, lanes: int) -> Program:
-    """Return the program that trains ``lanes`` clients in step; as :func:`one_after_another`."""
+def together(step: Step, *, lanes: int, group: int) -> Program:
+    """Return the program that trains clients in step, ``group`` of them at once.
+
+    Otherwise as :func:`one_after_another`; ``lanes`` is a multiple of ``group``.
+    """
     held = step.traced.held
 
     def program(
@@ -216,16 +219,32 @@ def together(step: Step, *, lanes: int) -> Program:
             kept: Carry = jax.tree.map(lambda a, b: jnp.where(t < taken, a, b), new, carry)
             return kept
 
-        axes = (None, 0, 0, 0, 0, None if corrections is None else 0)
+        every = jax.vmap(lane, in_axes=(None, 0, 0, 0, 0, None if corrections is None else 0))
 
-        def body(t: Array, carries: Carry) -> Carry:
-            every = jax.vmap(lane, in_axes=axes)
-            new: Carry = every(t, carries, order[t], sizes[t], taken, corrections)
+        def train(place: Any) -> Carry:
+            mine = None if corrections is None else _lanes(corrections, place, group)
+            indices, batches = (_lanes(a, place, group, axis=1) for a in (order, sizes))
+            steps = _lanes(taken, place, group)
+
+            def body(t: Array, carries: Carry) -> Carry:
+                new: Carry = every(t, carries, indices[t], batches[t], steps, mine)
+                return new
+
+            first = step.start(begin)
+            carries = jax.tree.map(lambda a: jnp.broadcast_to(a, (group, *a.shape)), first)
+            end: Carry = lax.fori_loop(0, jnp.max(steps), body, carries)
+            return end._replace(v={})
+
+        if lanes == group:
+            return _ended(train(0))
+        like = jax.eval_shape(lambda: train(0))
+        room = jax.tree.map(lambda a: jnp.zeros((lanes, *a.shape[1:]), a.dtype), like)
+
+        def body(g: Array, out: Carry) -> Carry:
+            new: Carry = _put(out, train(g * group), g * group)
             return new
 
-        first = step.start(begin)
-        carries = jax.tree.map(lambda a: jnp.broadcast_to(a, (lanes, *a.shape)), first)
-        return _ended(lax.fori_loop(0, jnp.max(taken), body, carries))
+        return _ended(lax.fori_loop(0, _groups(count, group), body, room))
 
     made: Program = jax.jit(program)
     return made
@@ -273,19 +292,22 @@ def step_by_step(step: Step) -> Program:
     return program
 
 
-def digesting() -> Program:
-    """Return the program that digests the models of up to ``lanes`` clients where they lie.
+Digested = tuple[Tree, tuple[Array, Array, Array]]
 
-    It takes (total, models, begin, weights, included) and gives (total, squares, zeros, finite).
-    Models are as the programs above give them; the total is by parameter, float64; weights and
-    ``included`` are (lanes,). Of the updates: squared norms by parameter, (parameters, lanes);
-    coordinates that are zero, (lanes,); whether a model is finite. See ``digest.Digest``.
+
+def digesting(group: int) -> Program:
+    """Return the program that digests the models of clients where they lie, a group at a time.
+
+    It takes (total, models, begin, weights, included, count) and gives (total, squares, zeros,
+    finite). Models are as the programs above give them, in lanes that are a multiple of ``group``;
+    the total is by parameter, float64; weights and ``included`` are (lanes,), and all that are
+    included are among the first ``count``. Of the updates: squared norms by parameter, (lanes,
+    parameters); coordinates that are zero, (lanes,); whether a model is finite. See
+    ``digest.Digest``.
     """
 
-    def program(
-        total: Tree, models: Tree, begin: Tree, weights: Array, included: Array
-    ) -> tuple[Tree, Array, Array, Array]:
-        squares, zeros, finite = [], jnp.zeros(len(weights)), included
+    def sizes(models: Tree, begin: Tree) -> tuple[Array, Array, Array]:
+        squares, zeros, finite = [], jnp.zeros(group), jnp.ones(group, bool)
         for name, stack in models.items():
             before = begin[name].astype(jnp.float64)
             squares.append(_added(jnp.square(stack.astype(jnp.float64) - before)))
@@ -294,16 +316,49 @@ def digesting() -> Program:
             fits = stack.dtype.itemsize <= 4
             checked = squares[-1] if fits else _added(stack.astype(jnp.float64) * 0)
             finite &= jnp.isfinite(checked)
-        new = {}
-        for name, stack in models.items():
-            new[name] = total[name]
-            for lane in range(len(weights)):  # unrolled: one pass over the sum
-                more = new[name] + stack[lane].astype(jnp.float64) * weights[lane]
-                new[name] = jnp.where(finite[lane], more, new[name])
-        return new, jnp.stack(squares), zeros, finite
+        return jnp.stack(squares, axis=1), zeros, finite
+
+    def program(
+        total: Tree, models: Tree, begin: Tree, weights: Array, included: Array, count: Array
+    ) -> Digested:
+        def body(g: Any, carry: Digested) -> Digested:
+            total, out = carry
+            mine = _lanes(models, g * group, group)
+            squares, zeros, finite = sizes(mine, begin)
+            finite &= _lanes(included, g * group, group)
+            n = _lanes(weights, g * group, group)
+            new = {}
+            for name, stack in mine.items():
+                new[name] = total[name]
+                for lane in range(group):  # unrolled: one pass over the sum
+                    more = new[name] + stack[lane].astype(jnp.float64) * n[lane]
+                    new[name] = jnp.where(finite[lane], more, new[name])
+            return new, _put(out, (squares, zeros, finite), g * group)
+
+        lanes = len(weights)
+        blank = jnp.zeros((lanes, len(models))), jnp.zeros(lanes), jnp.zeros(lanes, bool)
+        if lanes == group:
+            return body(0, (total, blank))
+        result: Digested = lax.fori_loop(0, _groups(count, group), body, (total, blank))
+        return result
 
     made: Program = jax.jit(program, donate_argnums=0)
     return made
+
+
+def _groups(count: Array, group: int) -> Array:
+    """Return in how many groups so many clients are."""
+    return (count + group - 1) // group
+
+
+def _lanes(arrays: Any, first: Any, count: int, *, axis: int = 0) -> Any:
+    """Return so many lanes of each array."""
+    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, count, axis), arrays)
+
+
+def _put(room: Any, arrays: Any, first: Any) -> Any:
+    """Return ``room`` with these arrays in its lanes from ``first`` on."""
+    return jax.tree.map(lambda o, a: lax.dynamic_update_slice_in_dim(o, a, first, 0), room, arrays)
 
 
 def _added(stack: Array) -> Array:
