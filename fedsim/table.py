@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Any, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from fedsim.records import ClientRow
 
@@ -82,6 +83,27 @@ class ClientTable(Sequence[ClientRow]):
             return [None if value != value else value for value in plain]
         return plain
 
+    @property
+    def all_ok(self) -> bool:
+        """Whether every client did what it was asked."""
+        return self._columns["status"] == "ok"
+
+    def blank(self, name: str) -> npt.NDArray[np.bool_]:
+        """Say of each client whether its figure is blank, (clients,)."""
+        values = self._columns[name]
+        if isinstance(values, (int, float, str, type(None))):
+            return np.full(self._length, values is None)
+        if isinstance(values, np.ndarray):
+            return np.isnan(values) if values.dtype.kind == "f" else np.zeros(self._length, bool)
+        return np.array([value is None for value in values], bool)
+
+    def counts(self, name: str) -> npt.NDArray[np.int64]:
+        """Return a column of counts, (clients,); 0 where it is blank."""
+        values = self._columns[name]
+        if isinstance(values, np.ndarray):
+            return values
+        return np.array([value or 0 for value in self.column(name)], np.int64)
+
     def is_blank(self, name: str) -> bool:
         """Say whether nobody has a figure, without looking at one."""
         return self._columns[name] is None
@@ -106,3 +128,10 @@ def column(clients: Clients, name: str) -> list[Any]:
     if isinstance(clients, ClientTable):
         return clients.column(name)
     return [getattr(row, name) for row in clients]
+
+
+def blank(clients: Clients, name: str) -> npt.NDArray[np.bool_]:
+    """Say of every client whether a figure is blank, from a table or from rows."""
+    if isinstance(clients, ClientTable):
+        return clients.blank(name)
+    return np.array([getattr(row, name) is None for row in clients], bool)

@@ -209,7 +209,7 @@ def test_any_row_comes_back_as_it_was(table: schema.Table[Any], data: st.DataObj
     row = data.draw(rows_of(table))
     with closing(sqlite3.connect(":memory:")) as db:
         db.execute(table.create)
-        db.executemany(table.insert, table.values([row]))
+        table.store(db, [row])
         assert table.rows(db.execute(table.select(), (row.round,))) == [row]
 
 

@@ -14,15 +14,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, MetricRecord, RecordDict
 
 from fedsim import parts
+from fedsim.algorithms.sums import block_sum
 from fedsim.config import Experiment
 from fedsim.engine.apps import assume_identity
 from fedsim.errors import RunFailed
 from fedsim.federation.replies import Judged, judge
-from fedsim.federation.strategy import AGGREGATORS, FLOWER_STRATEGIES, Aggregator, make_aggregator
-from fedsim.flower import encode_instruction, encode_reply, encode_sent
+from fedsim.federation.strategy import (
+    AGGREGATORS,
+    FLOWER_STRATEGIES,
+    Aggregator,
+    FlowerAggregator,
+    held,
+    make_aggregator,
+)
+from fedsim.flower import (
+    ARRAYS,
+    METRICS,
+    WEIGHT,
+    encode_instruction,
+    encode_reply,
+    encode_sent,
+)
 from fedsim.measure.evaluation import evaluate
 from fedsim.randomness import stream
 
@@ -281,6 +296,22 @@ def test_three_rounds_follow_the_formula(name: str, make: Callable[..., Aggregat
         for key, array in arrays.items():
             assert array.dtype == np.float32
             assert array.shape == SHAPES[key]
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox"])
+def test_a_mean_needs_no_detour(name: str, make: Callable[..., Aggregator]) -> None:
+    """What Flower's own class makes of the mean is the mean, to the bit."""
+    arrays = {**named(np.zeros(SIZE)), "count": np.array(3)}
+    clients = zip(models(1), EXAMPLES, strict=True)
+    total = block_sum(({**named(w), "count": np.array(7)}, int(n)) for w, n in clients)
+    aggregator = make(name, arrays)
+    assert isinstance(aggregator, FlowerAggregator)
+    metrics = MetricRecord({WEIGHT: total.weight})
+    flowers = aggregator._ask_strategy(
+        1, arrays, [RecordDict({ARRAYS: held(total.mean()), METRICS: metrics})]
+    )
+    assert aggregator.aggregate_sum is not None
+    assert bits(aggregator.aggregate_sum(1, arrays, total)) == bits(flowers)
 
 
 @pytest.mark.parametrize("name", AGGREGATORS)

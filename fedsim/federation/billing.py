@@ -20,7 +20,7 @@ from fedsim.measure.energy import Energy
 from fedsim.measure.health import LayerHealth
 from fedsim.measure.payload import cosine, dense_bytes, flat_update, update_statistics
 from fedsim.records import SERVER, ClientRow, LayerRow, RoundRow
-from fedsim.table import Clients, ClientTable, column
+from fedsim.table import Clients, ClientTable, blank, column
 
 Arrays = Mapping[str, np.ndarray]
 Price = Callable[[ClientRow], Mapping[str, float]]
@@ -118,16 +118,19 @@ def bill_table(
     if instruction.level == "off" or not isinstance(table, ClientTable):
         return table
     dense = dense_bytes(instruction.arrays)
-    good = [status == "ok" for status in table.column("status")]
     drift = drift_cosines(judged.updates, instruction.arrays) if instruction.level == "full" else {}
     nodes = np.asarray(table.column("client"), np.int64) + 1
     billed = table.with_columns(
         {
-            "dense_bytes": dense if all(good) else [dense if ok else None for ok in good],
+            "dense_bytes": dense
+            if table.all_ok
+            else [dense if status == "ok" else None for status in table.column("status")],
             "wire_bytes": replies_bytes(answer, table, nodes),
             "downlink_dense_bytes": dense,
             "downlink_wire_bytes": request_bytes(content, nodes, answer.numbers, instruction.round),
-            "drift_cosine": [drift.get(client) for client in table.column("client")],
+            "drift_cosine": [drift.get(client) for client in table.column("client")]
+            if drift
+            else None,
         }
     )
     if price is None:
@@ -193,8 +196,9 @@ def bill_round(
 
     def total(name: str) -> Any:
         values = [value for value in column(rows, name) if value is not None]
+        summed = sum(values)
         # Figures are what clients claim: a sum that no ledger can hold is left blank.
-        return sum(values) if values and sum(values) <= LARGEST_COUNT else None
+        return summed if values and summed <= LARGEST_COUNT else None
 
     trained = column(rows, "status").count("ok")
     return RoundRow(
@@ -253,11 +257,10 @@ def why_blank(clients: Clients, energy: Energy, *, own_threads: bool = False) ->
         own_threads: training runs in threads of its own, which nobody knows to be waiting.
     """
     blanks = {} if energy.reason is None else {"package_joules": energy.reason}
-    known = zip(column(clients, "status"), column(clients, "train_flops"), strict=True)
-    billed = [status == "ok" and flops is not None for status, flops in known]
+    trained = np.array([status == "ok" for status in column(clients, "status")], bool)
+    billed = trained & ~blank(clients, "train_flops")
     for name, reason in GIVEN_BY_CLIENTS.items():
-        values = zip(column(clients, name), billed, strict=True)
         expected = name != WAITING or not own_threads
-        if expected and any(value is None for value, is_billed in values if is_billed):
+        if expected and (billed & blank(clients, name)).any():
             blanks[name] = reason
     return blanks

@@ -114,9 +114,8 @@ class CohortAnswer:
             raise ValueError(f"it tells of places {list(reply.problems)}")
         if not (reply.counts["examples"] >= 1).all():
             raise ValueError("a client claims to hold no examples")
-        for name, column in reply.counts.items():
-            if (column < 0).any():
-                raise ValueError(f"{name} holds a negative count")
+        if negative := [name for name, column in reply.counts.items() if column.min() < 0]:
+            raise ValueError(f"{negative[0]} holds a negative count")
         if list(reply.arrays) != list(self._like) and reply.arrays:
             raise ValueError(f"it holds arrays {list(reply.arrays)}")
         for name, array in reply.arrays.items():

@@ -25,7 +25,9 @@ def choose_clients(seed: int, round: int, *, clients: int, cohort: int) -> list[
     before, or on whether the run was resumed.
     """
     chosen = stream(seed, "sampling", round=round).choice(clients, size=cohort, replace=False)
-    return sorted(int(client) for client in chosen)
+    chosen.sort()
+    ids: list[int] = chosen.tolist()
+    return ids
 
 
 def locate_clients(grid: Grid, clients: int, *, timeout_seconds: float) -> Callable[[int], int]:

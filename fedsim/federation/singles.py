@@ -25,10 +25,12 @@ from fedsim.table import NAMES, ClientTable
 Shapes = tuple[tuple[str, tuple[int, ...], str], ...]
 Bytes = npt.NDArray[np.int64]
 COUNTS = {name for name, figure in figures(ClientRow).items() if figure.type == "int | None"}
-# From these on a decimal number, or a varint, is longer by one.
+# From these on a decimal number, a varint, or a zigzag varint (sint64) is longer.
 POWERS_OF_10 = 10 ** np.arange(1, 19)
 POWERS_OF_128 = 128 ** np.arange(1, 9)
-ABSENT = -1  # in place of a count, none of which is negative
+ZIGZAG = 64 * 128 ** np.arange(0, 9)
+LENGTHS = (0, *ZIGZAG.tolist())  # a count of each length
+ABSENT = -1  # in place of a length
 
 
 def request_bytes(content: RecordDict, nodes: Bytes, numbers: Bytes, round: int) -> Bytes:
@@ -45,7 +47,7 @@ def request_bytes(content: RecordDict, nodes: Bytes, numbers: Bytes, round: int)
     )
     alone = RecordDict({**content, CONFIG: config})
     body = content_bytes(Message(alone, 1, MessageType.TRAIN))
-    return body + _by_ids(nodes, numbers, envelope_bytes, round)
+    return body + _by_ids(nodes, numbers, _request_envelope, round)
 
 
 def reply_bytes(
@@ -66,12 +68,12 @@ def reply_bytes(
         nodes, numbers: as for :func:`request_bytes`.
         layers: by place in the table, the columns of the client's layer rows.
     """
-    envelopes = _by_ids(
-        nodes, numbers, lambda r: envelope_bytes(Message(RecordDict(), reply_to=r)), table.round
-    )
-    kinds, kind_of = np.unique(_kinds(table, sent), axis=1, return_inverse=True)
-    metrics = np.array([record_bytes(_metrics(sent, kind)) for kind in kinds.T.tolist()], np.int64)
-    total = envelopes + metrics[kind_of.reshape(-1)] + model_bytes(shapes, with_layers=False)
+    envelopes = _by_ids(nodes, numbers, _reply_envelope, table.round)
+    kinds: dict[bytes, int] = {}
+    kind_of = [kinds.setdefault(row.tobytes(), len(kinds)) for row in _kinds(table, sent)]
+    told = tuple(sent)
+    metrics = np.array([_metrics_bytes(told, kind) for kind in kinds], np.int64)
+    total = envelopes + metrics[kind_of] + model_bytes(shapes, with_layers=False)
     for place, columns in layers.items():
         more = model_bytes(shapes, with_layers=True) - model_bytes(shapes, with_layers=False)
         total[place] += more + record_bytes(ConfigRecord(dict(columns)))
@@ -80,7 +82,7 @@ def reply_bytes(
 
 def error_bytes(error: Error, node: int, number: int, round: int) -> int:
     """Return the bytes of the error that a client would send in place of a reply."""
-    return envelope_bytes(Message(error, reply_to=_request(node, number, round)))
+    return envelope_bytes(Message(error, reply_to=_request(node, number, str(round))))
 
 
 def record_bytes(record: MetricRecord | ConfigRecord) -> int:
@@ -99,45 +101,68 @@ def model_bytes(shapes: Shapes, *, with_layers: bool) -> int:
     if with_layers:
         others[LAYERS] = ConfigRecord()
     content = RecordDict({ARRAYS: encode_arrays(arrays), **others})
-    reply = Message(content, reply_to=_request(1, 1, 1))
+    reply = Message(content, reply_to=_request(1, 1, "1"))
     return content_bytes(reply) - sum(record_bytes(record) for record in others.values())
 
 
-def _kinds(table: ClientTable, sent: Sequence[str]) -> Bytes:
-    """Return what decides the size of a client's metrics, (columns, clients)."""
-    rows = []
-    for name in sent:
-        counted = name in COUNTS and name not in MEASURED
-        values = table.column(name) if name in NAMES else [0] * len(table)
-        rows.append([ABSENT if v is None else v if counted else 0 for v in values])
-    return np.array(rows, np.int64).reshape(len(sent), len(table))
+def _kinds(table: ClientTable, sent: Sequence[str]) -> npt.NDArray[np.int8]:
+    """Return what decides the size of a client's metrics, (clients, columns).
+
+    That is the length of a count, 0 for any amount, and ``ABSENT`` for what it did not give.
+    """
+    kinds = np.zeros((len(table), len(sent)), np.int8)
+    for place, name in enumerate(sent):
+        if name in NAMES:
+            if is_counted(name):
+                kinds[:, place] = np.searchsorted(ZIGZAG, table.counts(name), side="right")
+            kinds[table.blank(name), place] = ABSENT
+    return kinds
 
 
-def _metrics(sent: Sequence[str], kind: Sequence[int]) -> MetricRecord:
-    """Return metrics of the size of a client's of that kind."""
-    counts = {name for name in sent if name in COUNTS and name not in MEASURED}
-    return MetricRecord(
-        {
-            WEIGHT if name == "examples" else name: value if name in counts else 0.0
-            for name, value in zip(sent, kind, strict=True)
-            if value != ABSENT
-        }
+def is_counted(name: str) -> bool:
+    """Say whether a column's numbers travel as whole ones."""
+    return name in COUNTS and name not in MEASURED
+
+
+@lru_cache(maxsize=1024)
+def _metrics_bytes(sent: tuple[str, ...], kind: bytes) -> int:
+    """Return the bytes of a client's metrics of that kind."""
+    lengths = np.frombuffer(kind, np.int8).tolist()
+    return record_bytes(
+        MetricRecord(
+            {
+                WEIGHT if name == "examples" else name: LENGTHS[length] if is_counted(name) else 0.0
+                for name, length in zip(sent, lengths, strict=True)
+                if length != ABSENT
+            }
+        )
     )
 
 
-def _by_ids(nodes: Bytes, numbers: Bytes, size: Callable[[Message], int], round: int) -> Bytes:
+def _by_ids(
+    nodes: Bytes, numbers: Bytes, size: Callable[[int, int, str], int], round: int
+) -> Bytes:
     """Return what ``size`` says of each client's request; it is asked once for equal lengths."""
     digits = np.searchsorted(POWERS_OF_10, numbers, side="right")
     varints = np.searchsorted(POWERS_OF_128, nodes, side="right")
-    kinds, first, kind_of = np.unique(
-        np.stack([digits, varints]), axis=1, return_index=True, return_inverse=True
-    )
-    sizes = [size(_request(int(nodes[i]), int(numbers[i]), round)) for i in first[: kinds.shape[1]]]
-    return np.array(sizes, np.int64)[kind_of.reshape(-1)]
+    kinds, kind_of = np.unique(16 * digits + varints, return_inverse=True)
+    group = "1" * len(str(round))
+    sizes = [size(128 ** (kind % 16), 10 ** (kind // 16), group) for kind in kinds.tolist()]
+    return np.array(sizes, np.int64)[kind_of]
 
 
-def _request(node: int, number: int, round: int) -> Message:
+@lru_cache(maxsize=1024)
+def _request_envelope(node: int, number: int, group: str) -> int:
+    return envelope_bytes(_request(node, number, group))
+
+
+@lru_cache(maxsize=1024)
+def _reply_envelope(node: int, number: int, group: str) -> int:
+    return envelope_bytes(Message(RecordDict(), reply_to=_request(node, number, group)))
+
+
+def _request(node: int, number: int, group: str) -> Message:
     """Return an empty message like the one that would ask a client alone."""
-    request = Message(RecordDict(), node, MessageType.TRAIN, group_id=str(round))
+    request = Message(RecordDict(), node, MessageType.TRAIN, group_id=group)
     request.metadata.__dict__["_message_id"] = f"1-{number}"
     return request

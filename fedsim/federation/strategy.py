@@ -75,6 +75,9 @@ class Kind:
     minimum: Callable[[ServerTable], int] = lambda s: 1  # updates without which it means nothing
     initial_loss: bool = False
     linear: bool = False  # it looks at the mean alone
+    # The mean is its result, which Flower would multiply by 1.0 and take through four .npy files
+    # an array: a seventh of a round of small clients.
+    mean: bool = False
     weighted: bool = True  # by the clients' examples, where the strategy weighs at all
     round_offset: int = 0  # added to the round number that the strategy is told
 
@@ -97,11 +100,12 @@ def two_f_plus_3(s: ServerTable) -> int:
 
 
 FLOWER_STRATEGIES: dict[str, Kind] = {
-    "fedavg": Kind(build=flwr_strategy.FedAvg, linear=True),
+    "fedavg": Kind(build=flwr_strategy.FedAvg, linear=True, mean=True),
     "fedprox": Kind(
         build=flwr_strategy.FedProx,
         arguments=lambda e: {"proximal_mu": e.train.proximal_mu},
         linear=True,
+        mean=True,
     ),
     "fedavgm": Kind(
         build=flwr_strategy.FedAvgM,
@@ -227,8 +231,11 @@ class FlowerAggregator:
         Raises:
             RunFailed: it refused it.
         """
+        mean = total.mean()
+        if self._kind.mean:
+            return {name: in_dtype(mean[name], a.dtype) for name, a in arrays.items()}
         metrics = MetricRecord({WEIGHT: total.weight})
-        content = RecordDict({ARRAYS: held(total.mean()), METRICS: metrics})
+        content = RecordDict({ARRAYS: held(mean), METRICS: metrics})
         return self._ask_strategy(round, arrays, [content])
 
     def _ask_strategy(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -62,11 +63,17 @@ class Table(Generic[Row]):
         body = ", ".join(column.sql for column in self.columns)
         return f"CREATE TABLE {self.name} ({body}, PRIMARY KEY ({', '.join(self.key)})) STRICT"
 
-    @cached_property
-    def insert(self) -> str:
-        """The statement that inserts one row, given as ``values`` makes it."""
-        marks = ", ".join("?" for _ in self._names)
-        return f"INSERT INTO {self.name} ({', '.join(self._names)}) VALUES ({marks})"
+    def store(self, db: sqlite3.Connection, rows: Iterable[Row]) -> None:
+        """Insert rows; columns that are blank in a whole table are left out, as they are NULL.
+
+        SQLite makes NULL of NaN too.
+        """
+        names, values = self._names, self.values(rows)
+        if isinstance(rows, ClientTable):
+            names = tuple(name for name in names if not rows.is_blank(name))
+            values = rows.tuples(names)
+        marks = ", ".join("?" for _ in names)
+        db.executemany(f"INSERT INTO {self.name} ({', '.join(names)}) VALUES ({marks})", values)
 
     def select(self, version: int = FORMAT_VERSION) -> str:
         """Return the statement that reads the rows up to a round, in the order of the key.
@@ -87,10 +94,7 @@ class Table(Generic[Row]):
         return attrgetter(*self._names)
 
     def values(self, rows: Iterable[Row]) -> Iterator[tuple[object, ...]]:
-        """Turn rows into what SQLite stores; NumPy's scalars become Python's.
-
-        SQLite makes NULL of NaN.
-        """
+        """Turn rows into what SQLite stores, all columns; NumPy's scalars become Python's."""
         if isinstance(rows, ClientTable):
             yield from rows.tuples(self._names)
             return

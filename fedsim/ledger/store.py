@@ -169,9 +169,9 @@ class Ledger:
         remove_unnamed_checkpoints(self.directory, self._db)
 
     def _insert(self, entry: Entry) -> None:
-        self._db.executemany(ROUNDS.insert, ROUNDS.values([entry.round]))
-        self._db.executemany(CLIENTS.insert, CLIENTS.values(entry.clients))
-        self._db.executemany(LAYERS.insert, LAYERS.values(entry.layers))
+        ROUNDS.store(self._db, [entry.round])
+        CLIENTS.store(self._db, entry.clients)
+        LAYERS.store(self._db, entry.layers)
         states = ((int(c), checkpoints.pack(s)) for c, s in entry.client_states.items())
         self._db.executemany("INSERT OR REPLACE INTO client_states VALUES (?, ?)", states)
 
@@ -183,7 +183,7 @@ class Ledger:
         for number in set(column(clients, "round")):
             self._check_order(number, clients, (), after=self.last_round)
         with database.transaction(self._db, self._path):
-            self._db.executemany(CLIENTS.insert, CLIENTS.values(clients))
+            CLIENTS.store(self._db, clients)
 
     def checkpoint(self) -> Checkpoint | None:
         """Read back what the next round needs, or None before the first.
