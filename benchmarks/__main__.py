@@ -92,6 +92,9 @@ def choose(cases: tuple[str, ...] | None, only: tuple[str, ...] | None) -> list[
         raise SystemExit(f"unknown: {', '.join(unknown)}; there are: {', '.join(BY_NAME)}")
     chosen = [BY_NAME[name] for name in cases] if cases else [c for c in CASES if c.default]
     if only:
+        labels = dict.fromkeys(entry.label for case in chosen for entry in case.entries)
+        if unknown := [label for label in only if label not in labels]:
+            raise SystemExit(f"unknown: {', '.join(unknown)}; there are: {', '.join(labels)}")
         kept = [(case, tuple(e for e in case.entries if e.label in only)) for case in chosen]
         chosen = [Case(**{**vars(case), "entries": entries}) for case, entries in kept if entries]
     return chosen

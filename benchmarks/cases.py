@@ -89,13 +89,15 @@ def training(
     entries = []
     for label, (warm_up, timed) in rounds.items():
         workers = 1 if label in ("jax", "fedsim-1") else spec.workers
-        system = {"jax-2": "jax", "fedsim-1": "fedsim"}.get(label, label)
+        system = {"jax-2": "jax", "fedsim-1": "fedsim", "fedsim-ray": "fedsim"}.get(label, label)
         levels = turns if label == "fedsim" else spec.levels
+        engine = "ray" if label == "fedsim-ray" else spec.engine
+        mine = replace(spec, workers=workers, levels=levels, engine=engine)
         entries.append(
             Entry(
                 label=label,
                 system=system,
-                spec=replace(spec, warm_up=warm_up, rounds=timed, workers=workers, levels=levels),
+                spec=replace(mine, warm_up=warm_up, rounds=timed),
                 target=targets.get(label),
                 most_repeats=3 if label == "flower" and spec.cohort >= 1_000 else 5,
             )
@@ -162,10 +164,11 @@ CASES = (
     ),
     training(
         "small-100",
-        "64-32-32-10, 30 examples a client, B=10, 100 of 100",
-        SMALL,
+        "64-32-32-10, 30 examples a client, B=10, 100 of 100 (fedsim: engine auto, inline here)",
+        replace(SMALL, engine="auto"),
         {
             "fedsim": (20, 100),
+            "fedsim-ray": (20, 100),
             "flower": (1, 5),
             "pfl": (0, 20),
             "pfl-2": (0, 20),

@@ -26,9 +26,10 @@ Tell = Callable[[str], None]
 # result depends on them. A step's own cost is that of dispatching its operations.
 FLOPS_PER_SECOND = {"xla": 5e10, "torch": 2.5e10}
 STEP_SECONDS = {"xla": 5e-6, "torch": 1.5e-4}
-CLIENT_SECONDS = 5e-5
+CLIENT_SECONDS = 4e-5
 FULL_LEVEL_SECONDS = 1e-2  # a client's, for the passes of measure.level = "full"
 RAY_START_SECONDS = 4.0
+RAY_ROUND_SECONDS = 3e-3  # for calls and replies, and what workers do twice
 
 
 def choose(experiment: Experiment, tell: Tell) -> Experiment:
@@ -108,14 +109,15 @@ def choose_engine(experiments: list[Experiment], tell: Tell) -> list[Experiment]
     name = asked.name
     if name == "auto":
         workers = asked.workers or len(allowed_cores()) or os.cpu_count() or 1
-        seconds = sum(map(core_seconds, experiments))
-        saved = seconds * (1 - 1 / workers)
+        rounds = [(e.experiment.rounds, round_seconds(e)) for e in experiments]
+        saved = sum(n * (each * (1 - 1 / workers) - RAY_ROUND_SECONDS) for n, each in rounds)
         wanted = bool(asked.address) or asked.workers > 1
         name = "ray" if wanted or saved > RAY_START_SECONDS else "inline"
+        seconds = sum(n * each for n, each in rounds)
         if name == "inline":
             tell(
-                f"clients train in this process (some {seconds:.2g} s of work: Ray's start would "
-                'take longer than its workers save; engine.name = "ray" insists)'
+                f"clients train in this process (some {seconds:.2g} s of work: Ray would take "
+                'longer than its workers save; engine.name = "ray" insists)'
             )
     engine = dataclasses.replace(asked, name=name)
     if name == "inline":
@@ -123,8 +125,8 @@ def choose_engine(experiments: list[Experiment], tell: Tell) -> list[Experiment]
     return [dataclasses.replace(e, engine=engine) for e in experiments]
 
 
-def core_seconds(e: Experiment) -> float:
-    """Return about how long one core trains an experiment's clients."""
+def round_seconds(e: Experiment) -> float:
+    """Return about how long one core trains the clients of a round."""
     held, clients = len(parts.dataset(e).y_train), len(parts.partition(e))
     compiler, train = e.train.compiler, e.train
     examples = held / clients
@@ -134,4 +136,4 @@ def core_seconds(e: Experiment) -> float:
     each = CLIENT_SECONDS + steps * STEP_SECONDS[compiler] + flops / FLOPS_PER_SECOND[compiler]
     if e.measure.level == "full":
         each += FULL_LEVEL_SECONDS
-    return e.experiment.rounds * e.server.clients_per_round * each
+    return e.server.clients_per_round * each

@@ -129,11 +129,13 @@ def test_much_work_goes_to_ray(
     make_experiment: Make, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choices, "allowed_cores", lambda: {0, 1})
-    much = make_experiment(engine={"name": "auto"}, experiment={"rounds": 10**7})
-    (chosen,) = choose_engine([choose(much, print)], told.append)
+    much = {"engine": {"name": "auto"}, "experiment": {"rounds": 10**5}, "train": {"epochs": 500}}
+    (chosen,) = choose_engine([choose(make_experiment(**much), print)], told.append)
     assert (chosen.engine.name, told) == ("ray", [])
+    (short,) = choose_engine([choose(make_experiment(**much | {"train": {}}), print)], print)
+    assert short.engine.name == "inline"  # Ray would take longer for a round than its workers save
     monkeypatch.setattr(choices, "allowed_cores", lambda: {0})
-    (alone,) = choose_engine([choose(much, print)], told.append)
+    (alone,) = choose_engine([choose(make_experiment(**much), print)], print)
     assert alone.engine.name == "inline"
 
 

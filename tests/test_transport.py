@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
@@ -251,3 +251,26 @@ def test_an_error_is_billed_where_it_came_over_the_wire(code: int, crosses: bool
 def test_scaffold_needs_exact_models(make_experiment: Make, update: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="control variates"):
         make_experiment(server={"strategy": "scaffold"}, update=update)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(6.0).reshape(2, 3),
+        np.array(3),
+        np.zeros((0, 4), np.float32),
+        np.array([True, False]),
+        np.ones((3, 4, 5), ">f4"),
+    ],
+)
+def test_arrays_are_serialised_as_flower_does(values: np.ndarray) -> None:
+    flowers, ours = Array(values), flower.encode_array(values)
+    assert vars(ours) == vars(flowers)
+    assert flower.decode_array(ours).tobytes() == values.tobytes()
+    turned = np.asarray(values.T, order="C")
+    assert flower.encode_array(turned).numpy().tolist() == values.T.tolist()
+
+
+def test_objects_are_not_serialised() -> None:
+    with pytest.raises(ValueError, match="objects"):
+        flower.encode_array(np.array([None]))

@@ -51,10 +51,12 @@ def measure(spec: Spec) -> dict[str, Any]:
     """
     started = time.perf_counter()
     from fedsim import config
+    from fedsim.choices import choose_engine
     from fedsim.simulation import open_engine, prepare
     from fedsim.vocabulary import vocabulary
 
     experiment = prepare(config.from_flat(settings(spec), vocabulary=vocabulary()))
+    (experiment,) = choose_engine([experiment], quiet)
     executor = open_engine(experiment)
     start_seconds = time.perf_counter() - started
     try:
@@ -73,7 +75,11 @@ def measure(spec: Spec) -> dict[str, Any]:
         for value in result["round_seconds"]
     ]
     first = {**results[0], "round_seconds": seconds, "start_seconds": start_seconds}
-    return {**first, "levels": results}
+    return {**first, "levels": results, "engine": experiment.engine.name}
+
+
+def quiet(_: str) -> None:
+    """Take no notice of what was chosen: the result tells."""
 
 
 def again(spec: Spec) -> Spec:

@@ -118,11 +118,13 @@ class CompiledTrainer:
         return self._programs[width]
 
     def _begin(self, arrays: Arrays) -> Any:
-        """Return a model on the device, as training holds it."""
+        """Return a model as training holds it, on the device if it is needed often."""
         from fedsim.training.programs import hold
 
-        held = hold(arrays, self._held)
-        return self._jax.device_put({name: np.array(a, order="C") for name, a in held.items()})
+        turned = hold(arrays, self._held)
+        begin = {name: np.array(array, order="C") for name, array in turned.items()}
+        often = self._stepwise or self._device.platform != "cpu"
+        return self._jax.device_put(begin) if often else begin
 
     def _run(self, chunk: Chunk, begin: Any, learning_rate: float, corrections: Any) -> Any:
         """Train a chunk; returns the models, as held, and both losses, a client a lane."""
