@@ -279,6 +279,7 @@ def test_a_block_that_hangs_is_missed_and_not_running_afterwards(on_ray, tmp_pat
     late = tmp_path / "late"
 
     def hang(client, message):
+        time.sleep(0.05)  # so that blocks are known not to be short, and travel one by one
         if client == 0 and "hang" in message.content:
             time.sleep(6)
             late.touch()
@@ -440,3 +441,38 @@ def test_the_workers_finish_together_even_if_predictions_are_off_by_a_third():
         units = plan(predicted, workers, in_seconds=True)
         assert len(units) < len(predicted)
         assert finishes(units, actual, workers) < 1.05 * sum(actual) / workers
+
+
+@ray_test
+def test_what_waits_behind_a_client_that_hangs_is_taken_over(on_ray):
+    """Also if the worker that hangs dies afterwards."""
+    import ray
+
+    def work(client, message):
+        seconds = 5.0 if "hang" in message.content else 0.2
+        time.sleep(0.05 if client else seconds)
+
+    came: dict[int, float] = {}
+    # The first one takes so long that it travels alone.
+    singles = [Block((client,), (1.0 if client else 4.0,)) for client in range(8)]
+    grid, reference = on_ray(cohort_app(work)), inline(cohort_app())
+    for _ in range(2):  # so that it is known how long they take, and they are sent ahead
+        grid.send_cohort(weights(), singles)
+        reference.send_cohort(weights(), singles)
+    answers, began = {}, time.monotonic()
+
+    def take(place, parts):
+        came[place] = time.monotonic() - began
+        answers[place] = parts
+        if len(came) == len(singles) - 1:  # the one that hangs is left
+            (busy,) = [h for h in grid._executor._crew.handles if h.loads]
+            ray.kill(busy.actor)
+
+    content = RecordDict({**weights(), "hang": ConfigRecord()})
+    grid.send_cohort(content, singles, each=take)
+    assert max(moment for place, moment in came.items() if place) < 3
+    expected = told(reference.send_cohort(weights(), singles))
+    assert told([answers[place] for place in range(8)]) == expected
+    assert told(grid.send_cohort(weights(), BLOCKS)) == told(
+        reference.send_cohort(weights(), BLOCKS)
+    )

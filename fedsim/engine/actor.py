@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import pickle
 import platform
 import sys
@@ -53,8 +54,16 @@ class Ready:
 class Worker:
     """Lives in a Ray process. Its methods are called one at a time."""
 
-    def __init__(self, source: AppSource) -> None:
+    def __init__(self, source: AppSource, core: int | None = None) -> None:
+        """Load the app.
+
+        Args:
+            source: where it is.
+            core: to stay on; None leaves that to the system.
+        """
         keep_freed_memory()
+        if core is not None:
+            stay_on(core)
         register_array_serializer()
         assume_identity(0)
         self._app: ClientApp | None = None
@@ -144,6 +153,14 @@ def keep_freed_memory() -> None:
             libc = ctypes.CDLL(None)
             libc.mallopt(M_MMAP_THRESHOLD, 2**28)
             libc.mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
+def stay_on(core: int) -> None:
+    """Keep all threads of this process on a core, those too that they start; or let it be."""
+    if sys.platform == "linux" and core in os.sched_getaffinity(0):
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(OSError):  # it has ended
+                os.sched_setaffinity(int(thread), {core})
 
 
 def rejoined(answer: Any) -> tuple[float, Sequence[Result]]:

@@ -62,6 +62,28 @@ class Load(Protocol):
 
 
 @dataclass(slots=True, eq=False)
+class Withdrawn:
+    """What is left of a load that another worker has taken over: its answer, if any, is ignored."""
+
+    attempts: int = 0
+    seconds: float = 0.0
+
+    def send(self, actor: Any) -> Any:
+        """Never: it is not queued."""
+        raise NotImplementedError
+
+    def accept(self, answer: Any, worker: int) -> None:
+        """Ignore the answer: the load had begun all the same."""
+
+    def split(self) -> Iterable[Load]:
+        """Return nothing: somebody else has it."""
+        return ()
+
+    def give_up(self, reason: str) -> None:
+        """Say nothing: somebody else will."""
+
+
+@dataclass(slots=True, eq=False)
 class Handle:
     """A place for a worker: the process that is in it now, and what that was handed."""
 
@@ -86,7 +108,8 @@ class Handle:
 class Crew:
     """A fixed number of workers and one queue."""
 
-    def __init__(self, spawn: Callable[[], Any], count: int) -> None:
+    def __init__(self, spawn: Callable[[int], Any], count: int) -> None:
+        """Start so many workers; ``spawn`` is given each one's number."""
         self._spawn = spawn
         self.handles = [Handle(number) for number in range(count)]
         self.queue: deque[Load] = deque()
@@ -96,7 +119,7 @@ class Crew:
             self._start(handle)
 
     def _start(self, handle: Handle) -> None:
-        handle.actor = self._spawn()
+        handle.actor = self._spawn(handle.number)
         handle.starting = handle.actor.ready.remote()
         handle.since = time.monotonic()
 
@@ -141,6 +164,19 @@ class Crew:
                     load = self.queue.popleft()
                     handle.loads[load.send(handle.actor)] = load
 
+    def _share(self) -> None:
+        """Let workers that have nothing to do take over what waits behind another load.
+
+        Towards the end of a round they finish together that way, and a client that hangs keeps
+        nobody else's answer.
+        """
+        idle = [h for h in self.handles if h.at_work and not h.loads] if not self.queue else []
+        for handle, other in zip(idle, filter(has_two, self.handles), strict=False):
+            reference, load = list(other.loads.items())[-1]
+            ray.cancel(reference)
+            other.loads[reference] = Withdrawn()
+            handle.loads[load.send(handle.actor)] = load
+
     def step(self, deadline: float) -> bool:
         """Wait for something to happen; return False if nothing did until the deadline.
 
@@ -164,6 +200,7 @@ class Crew:
             else:
                 self._welcome(starting[reference])
         self._dispatch()
+        self._share()
         return bool(ready) or until < deadline
 
     def _start_due(self, now: float) -> float:
@@ -228,9 +265,13 @@ class Crew:
         oldest, *others = handle.loads.values()  # the others only waited behind it
         self._end(handle)
         self._start(handle)
-        self.queue.extendleft(reversed(others))
+        self._requeue(others)
         text = f"its worker died {ATTEMPTS} times; the last time: {reason}"
         self.queue.extendleft(reversed(self._again(oldest, text)))
+
+    def _requeue(self, loads: Sequence[Load]) -> None:
+        """Put loads back, first in line."""
+        self.queue.extendleft(load for load in reversed(loads) if not isinstance(load, Withdrawn))
 
     def _again(self, load: Load, reason: str) -> list[Load]:
         load.attempts += 1
@@ -251,7 +292,7 @@ class Crew:
         """
         for handle in self.handles:
             if any(list(kept(load)) != [load] for load in handle.loads.values()):
-                self.queue.extendleft(reversed(handle.loads.values()))
+                self._requeue(list(handle.loads.values()))
                 self._end(handle)
                 self._start(handle)
         self.queue = deque(part for load in self.queue for part in kept(load))
@@ -262,6 +303,11 @@ class Crew:
         for handle in self.handles:
             self._end(handle, wait=float("inf"))
         self.queue.clear()
+
+
+def has_two(handle: Handle) -> bool:
+    """Say whether a worker has a load in hand that it has not begun, as far as anybody knows."""
+    return len(handle.loads) > 1 and not isinstance(list(handle.loads.values())[-1], Withdrawn)
 
 
 def is_death(error: RayError) -> bool:

@@ -21,7 +21,7 @@ from fedsim.engine.cohort import Cohort, Usage
 from fedsim.engine.crew import Crew, Load
 from fedsim.engine.executor import Job, Outcome
 from fedsim.engine.prediction import CostModel
-from fedsim.engine.ray_start import RaySession, cores_here, places
+from fedsim.engine.ray_start import RaySession, cores_here, own_cores, places
 from fedsim.engine.units import Round, usage_of
 
 QUIET: dict[str, Any] = {"enable_task_events": False}  # nobody looks at Ray's own record of calls
@@ -51,7 +51,10 @@ class RayExecutor:
         count, share = places(self._workers, gpu=self._gpu)
         # SPREAD: as evenly over a cluster's nodes as their CPUs allow.
         actor = ray.remote(num_cpus=1, num_gpus=share, scheduling_strategy="SPREAD")(Worker)
-        self._started = Crew(lambda: actor.options(**QUIET).remote(self._source), count)
+        cores = own_cores(count) if not share else {}
+        self._started = Crew(
+            lambda number: actor.options(**QUIET).remote(self._source, cores.get(number)), count
+        )
 
     @property
     def _crew(self) -> Crew:
