@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +215,12 @@ def test_cases_and_systems_can_be_chosen() -> None:
     (case,) = suite.choose(("2nn-b10",), ("fedsim", "pfl"))
     assert [entry.label for entry in case.entries] == ["fedsim", "pfl"]
     assert len(suite.choose(None, None)) == sum(case.default for case in CASES)
-    assert suite.choose(("cold",), ("fedsim",)) == []
+    (case,) = suite.choose(("cold", "2nn-b10"), ("fedsim",))
+    assert case.name == "2nn-b10"
     with pytest.raises(SystemExit, match="unknown: nonsense"):
         suite.choose(("nonsense",), None)
+    with pytest.raises(SystemExit, match="unknown: fedavg; there are: fedsim, "):
+        suite.choose(("2nn-b10",), ("flower", "fedavg"))
 
 
 def test_systems_take_turns_and_repeats_go_round() -> None:
@@ -259,3 +264,23 @@ def test_flame_graphs_tell_kernels_from_the_rest() -> None:
     assert flamegraph.kernel_share({}) == 0.0
     script = " 7f1 ynn::dot (x.so)\n 7f2 [unknown] (/tmp/perf-12.map)\n 7f3 PyEval (python)\n\n"
     assert flamegraph.perf_kernel_share(script) == pytest.approx(2 / 3)
+
+
+def test_the_command_passes_its_options_on() -> None:
+    program = "import sys; from fedsim.cli.main import main; sys.argv[0] = 'fedsim'; main()"
+    command = [sys.executable, "-c", program, "bench", "peers"]
+    listed = subprocess.run([*command, "--list"], capture_output=True, text=True, timeout=60)
+    assert listed.returncode == 0
+    assert "2nn-b10" in listed.stdout
+    wrong = subprocess.run([*command, "--cases", "3nn"], capture_output=True, text=True, timeout=60)
+    assert wrong.returncode == 1
+    assert "unknown: 3nn" in wrong.stderr
+
+
+def test_an_installed_package_has_no_suite(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: Any
+) -> None:
+    monkeypatch.setattr("fedsim.cli.peers.ROOT", tmp_path)
+    answer = cli("bench", "peers")
+    assert answer.code == 2
+    assert f"{tmp_path} holds no benchmarks" in answer.err

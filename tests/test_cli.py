@@ -281,7 +281,7 @@ def test_only_a_run_can_be_gone_on_with(cli: CLI, tmp_path: Path) -> None:
     assert "config.toml is damaged: data.clients = -1: must be at least 0" in answer.err
 
 
-LONGER = ("-s", "experiment.rounds=600", "-s", "data.clients=10")
+LONGER = ("-s", "experiment.rounds=3000", "-s", "data.clients=10")
 
 
 def ended_by(number: signal.Signals, arguments: list[str]) -> tuple[int, str, str]:

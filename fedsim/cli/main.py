@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 from fedsim import __version__
-from fedsim.cli import bench, cost, data, overhead, runs, study
+from fedsim.cli import bench, cost, data, overhead, peers, runs, study
 from fedsim.cli import run as run_command
 from fedsim.cli.command import Command
 from fedsim.errors import FedsimError
@@ -39,6 +39,9 @@ app.add_typer(data_app, name="data")
 bench_app = typer.Typer(help="Measure what things cost on this machine.", no_args_is_help=True)
 bench_app.command("activations", cls=Command)(bench.activations)
 bench_app.command("measure", cls=Command)(overhead.measure)
+# Its options are the suite's.
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+bench_app.command("peers", cls=Command, context_settings=PASSED_ON)(peers.peers)
 app.add_typer(bench_app, name="bench")
 
 
