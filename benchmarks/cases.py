@@ -34,7 +34,8 @@ SYSTEMS = {
 
 DOES_NOT = {
     "fedsim": "leaves nothing out: a row for each client and round in the ledger, level `light`, "
-    "two workers",
+    "two workers on Ray; in the case with `engine auto` what that chooses, *inline* if it says so",
+    "fedsim-ray": "the same on Ray",
     "fedsim-1": "the same with one worker",
     "flower": "keeps no rows (the mean of the clients' metrics alone); two actors",
     "pfl": "keeps no rows, does not shuffle a client's examples, one process on one core",
@@ -164,7 +165,7 @@ CASES = (
     ),
     training(
         "small-100",
-        "64-32-32-10, 30 examples a client, B=10, 100 of 100 (fedsim: engine auto, inline here)",
+        "64-32-32-10, 30 examples a client, B=10, 100 of 100 (fedsim: engine auto)",
         replace(SMALL, engine="auto"),
         {
             "fedsim": (20, 100),

@@ -99,7 +99,8 @@ def measure(net: Net, compiler: str, together: bool, lanes: int, seconds: float)
         proximal_mu=0.0,
     )
     call = min(CALLS * lanes, net.clients) if together else lanes
-    plan = Plan(together=together, lanes=lanes, call=call, most=lanes, blocks=1)
+    planned = lanes // 2 if compiler == "torch" and together else lanes  # torch takes twice as many
+    plan = Plan(together=together, lanes=planned, call=call, most=lanes, blocks=1)
     trainer = make_trainer(model, dataset(net), recipe, compiler=compiler, plan=plan)
     arrays = read_arrays(model)
     clients = np.split(np.arange(net.examples * net.clients), net.clients)
@@ -135,7 +136,8 @@ def main() -> None:
                 if compiler == "torch" and not together and lanes > 1:
                     continue  # torch has one way of taking one after another
                 rate = measure(net, compiler, together, lanes, given.seconds)
-                wanted = chosen.most if compiler == "torch" and together else chosen.lanes
+                wanted = 2 * chosen.lanes if compiler == "torch" and together else chosen.lanes
+                wanted = wanted if together else chosen.call
                 star = "*" if (together, lanes) == (chosen.together, wanted) else " "
                 way = f"{lanes} together" if together else f"one by one, {lanes} a call"
                 print(f"{name:14} {compiler:6} {way:24} {rate:10,.0f} clients/s {star}", flush=True)

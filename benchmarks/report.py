@@ -45,7 +45,7 @@ def rates(case: Case, rows: Sequence[Row]) -> Table:
             against = summary.ratio(first, mine) if entry is not case.entries[0] else None
             lines.append(
                 (
-                    entry.label,
+                    f"{entry.label} (inline)" if is_inline(mine) else entry.label,
                     shown(speed, number),
                     str(len(mine)),
                     shown(against, times),
@@ -59,6 +59,11 @@ def rates(case: Case, rows: Sequence[Row]) -> Table:
                 )
             )
     return Table(case.title, head, tuple(lines))
+
+
+def is_inline(rows: Sequence[Row]) -> bool:
+    """Say whether fedsim chose to train in its own process."""
+    return any(row.get("engine") == "inline" for row in rows)
 
 
 def levels(rows: Sequence[Row]) -> Table:

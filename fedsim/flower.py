@@ -177,10 +177,10 @@ def describe_not_finite(record: str, name: str, array: np.ndarray) -> str:
     return f"{record}: {name} holds {kind} (if training diverged, lower train.learning_rate)"
 
 
-Kind = TypeVar("Kind", ArrayRecord, ConfigRecord, MetricRecord)
+RecordKind = TypeVar("RecordKind", ArrayRecord, ConfigRecord, MetricRecord)
 
 
-def record(content: RecordDict, name: str, kind: type[Kind]) -> Kind:
+def record_of(content: RecordDict, name: str, kind: type[RecordKind]) -> RecordKind:
     """Return a record of a message.
 
     Not by ``content.array_records`` and its like, which make a checked copy of all records of a
@@ -246,13 +246,13 @@ def decode_instruction(message: Message, decode: Callable[[bytes], Arrays]) -> I
         decode: from a coded model to its arrays.
     """
     content = message.content
-    config: Mapping[str, Any] = record(content, CONFIG, ConfigRecord)
-    control = record(content, CONTROL, ArrayRecord) if CONTROL in content else None
+    config: Mapping[str, Any] = record_of(content, CONFIG, ConfigRecord)
+    control = record_of(content, CONTROL, ArrayRecord) if CONTROL in content else None
     return Instruction(
         round=int(config["server-round"]),
-        arrays=decode(decode_payload(record(content, CODED, ArrayRecord)))
+        arrays=decode(decode_payload(record_of(content, CODED, ArrayRecord)))
         if CODED in content
-        else decode_arrays(record(content, ARRAYS, ArrayRecord)),
+        else decode_arrays(record_of(content, ARRAYS, ArrayRecord)),
         learning_rate=float(config["learning-rate"]),
         level=str(config["measure-level"]),
         initial_loss=bool(config["initial-loss"]),
@@ -263,7 +263,7 @@ def decode_instruction(message: Message, decode: Callable[[bytes], Arrays]) -> I
 
 def asked_clients(message: Message) -> list[int]:
     """Return the partition ids of the block that a message is for."""
-    ids: Any = record(message.content, COHORT, ConfigRecord)["partition-ids"]
+    ids: Any = record_of(message.content, COHORT, ConfigRecord)["partition-ids"]
     return [int(client) for client in ids]
 
 
@@ -302,14 +302,14 @@ def decode_block(content: RecordDict) -> BlockReply:
     Raises:
         KeyError, ValueError: it is no such reply.
     """
-    columns: Mapping[str, Any] = record(content, COLUMNS, ConfigRecord)
+    columns: Mapping[str, Any] = record_of(content, COLUMNS, ConfigRecord)
     clients = columns["partition-ids"]
-    figures = decode_arrays(record(content, FIGURES, ArrayRecord))
+    figures = decode_arrays(record_of(content, FIGURES, ArrayRecord))
     for kind in ("counts", "amounts"):
         if figures[kind].shape != (len(columns[kind]), len(clients)):
             raise ValueError(f"{kind} of shape {figures[kind].shape} for {len(clients)} clients")
     summed = SUM in content
-    models = record(content, SUM if summed else STACK, ArrayRecord)
+    models = record_of(content, SUM if summed else STACK, ArrayRecord)
     told = zip(columns["problem-statuses"], columns["problem-reasons"], strict=True)
     return BlockReply(
         clients=clients,
@@ -319,7 +319,7 @@ def decode_block(content: RecordDict) -> BlockReply:
         arrays={name: decode_array(a, copy=False) for name, a in models.items()},
         summed=summed,
         layers={
-            int(name.removeprefix(f"{LAYERS}/")): record(content, name, ConfigRecord)  # type: ignore[misc]
+            int(name.removeprefix(f"{LAYERS}/")): record_of(content, name, ConfigRecord)  # type: ignore[misc]
             for name in content
             if name.startswith(f"{LAYERS}/")
         },

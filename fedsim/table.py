@@ -98,9 +98,9 @@ class ClientTable(Sequence[ClientRow]):
         return np.array([value is None for value in values], bool)
 
     def counts(self, name: str) -> npt.NDArray[np.int64]:
-        """Return a column of counts, (clients,); 0 where it is blank."""
+        """Return a column of counts, which are whole, (clients,); 0 where it is blank."""
         values = self._columns[name]
-        if isinstance(values, np.ndarray):
+        if isinstance(values, np.ndarray) and values.dtype.kind == "i":
             return values
         return np.array([value or 0 for value in self.column(name)], np.int64)
 

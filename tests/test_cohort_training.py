@@ -36,7 +36,7 @@ from fedsim.training.blocks import Plan
 from fedsim.training.digest import digest, digest_arrays
 from fedsim.training.vectorised import TorchTrainer, VectorisedTrainer
 
-LANES = 4
+LANES = 2
 WAYS = {
     "xla, one at a call": ("xla", False, 1),
     "xla, one after another": ("xla", False, LANES),
@@ -55,7 +55,7 @@ PLAIN = Recipe(
     proximal_mu=0.0,
 )
 SHAPE, CLASSES = (1, 4, 4), 3
-# A single example, less than a batch, whole batches, a smaller last one; two chunks of lanes.
+# A single example, less than a batch, whole batches, a smaller last one; two calls of a program.
 SIZES = [1, 3, 8, 9, 2, 13]
 CLIENTS = [np.arange(20 * i, 20 * i + size) + 1 for i, size in enumerate(SIZES)]
 
@@ -295,20 +295,23 @@ def test_a_client_that_diverges_harms_nobody(way: str) -> None:
 
 @pytest.mark.parametrize("way", COMPILED)
 @pytest.mark.parametrize("spoilt", [[], [1, 4]])
-@pytest.mark.parametrize("batch_size", [4, 100])  # one width for all, and widths out of order
-def test_models_are_digested_where_they_are(way: str, spoilt: list[int], batch_size: int) -> None:
+def test_models_are_digested_where_they_are(way: str, spoilt: list[int]) -> None:
     """The sum to the bit as it would be formed here; buffers, unmoved and spoilt numbers too."""
     torch.manual_seed(1)
     model, data = Normed().eval(), dataset((16,), dtype=np.float32)
     data.x_train[np.concatenate([[0], *(CLIENTS[place] for place in spoilt)])] = np.nan
     data.x_train[:, 3] = 0  # whose weights stay where they are
-    recipe = Recipe(**{**vars(PLAIN), "batch_size": batch_size})
-    subject, arrays = trainer(WAYS[way], model, data, recipe), read_arrays(model)
+    subject, arrays = trainer(WAYS[way], model, data), read_arrays(model)
     result = subject.train(arrays, CLIENTS, learning_rate=0.1, rngs=rngs())
-    assert result.digest_there is not None
     weights = np.array([3, 1, 2**28, 7, 1, 5])
+    assert result.digest_there is not None
     got = digest(arrays, result, weights=weights)
-    expected = digest_arrays(arrays, result.arrays, weights)
+    alone = [
+        subject.train(arrays, [held], learning_rate=0.1, rngs=[rng]).arrays
+        for held, rng in zip(CLIENTS, rngs(), strict=True)
+    ]
+    stacks = {name: np.concatenate([models[name] for models in alone]) for name in arrays}
+    expected = digest_arrays(arrays, stacks, weights)
     assert np.flatnonzero(~got.finite).tolist() == spoilt
     assert got.finite.tolist() == expected.finite.tolist()
     assert list(got.sum) == list(expected.sum)
@@ -320,16 +323,44 @@ def test_models_are_digested_where_they_are(way: str, spoilt: list[int], batch_s
     np.testing.assert_allclose(got.squares, expected.squares, rtol=1e-12)
 
 
-@pytest.mark.parametrize("way", COMPILED)
-def test_squares_that_overflow_do_not_make_a_model_infinite(way: str) -> None:
-    model = network().double()
-    recipe = Recipe(**{**vars(PLAIN), "weight_decay": 1e200})
-    result = trainer(WAYS[way], model, dataset(), recipe).train(
-        read_arrays(model), CLIENTS[:1], learning_rate=1.0, rngs=rngs([0])
-    )
-    got = digest(read_arrays(model), result)
-    assert np.isinf(got.update_norm).all()
-    assert got.finite.all()
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_buffer_that_is_not_finite_spoils_every_model(value: float) -> None:
+    """It belongs to the model though nobody trains it."""
+    model = Normed().eval()
+    model.norm.running_mean[2] = value
+    arrays = read_arrays(model)
+    subject = trainer(WAYS["xla, together"], model, dataset())
+    result = subject.train(arrays, CLIENTS, learning_rate=0.1, rngs=rngs())
+    assert result.digest_there is not None
+    got = digest(arrays, result)
+    expected = digest_arrays(arrays, result.arrays, result.examples)
+    assert got.finite.tolist() == expected.finite.tolist() == [False] * len(CLIENTS)
+    assert got.zeros.tolist() == expected.zeros.tolist()
+    assert np.isnan(got.update_norm).all()
+    assert all((array == 0).all() for array in got.sum.values())
+
+
+def test_what_is_digested_elsewhere() -> None:
+    """Products that are not exact, clients out of order, and a single client."""
+    model, data = network(), dataset()
+    wide = Recipe(**{**vars(PLAIN), "batch_size": 100})
+    for network_, recipe, clients in (
+        (network().double(), PLAIN, CLIENTS),
+        (model, wide, [CLIENTS[5], CLIENTS[0], CLIENTS[5] + 1]),
+        (model, PLAIN, CLIENTS[:1]),
+    ):
+        subject = trainer(WAYS["xla, one after another"], network_, data, recipe)
+        result = subject.train(
+            read_arrays(network_), clients, learning_rate=0.1, rngs=rngs(range(len(clients)))
+        )
+        assert result.digest_there is None
+        assert digest(read_arrays(network_), result).finite.all()
+
+
+def test_a_call_takes_whole_lanes() -> None:
+    plan = Plan(together=True, lanes=4, call=6, most=6, blocks=1)
+    with pytest.raises(ValueError, match="6 clients a call are not a multiple of 4 lanes"):
+        make_trainer(network(), dataset(), PLAIN, compiler="xla", plan=plan)
 
 
 @pytest.mark.parametrize("way", WAYS)

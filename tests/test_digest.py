@@ -152,14 +152,16 @@ COUNTS = [
 def test_orders_are_those_of_the_plain_form(options: dict[str, int]) -> None:
     how = {"epochs": 1, "steps": 0, "batch_size": 4, **options}
     recipe = Recipe(**how, momentum=0.0, weight_decay=0.0, clip_norm=0.0, proximal_mu=0.0)
-    sizes = [1, 3, 4, 5, 8, 30, 80, 200]
-    clients = [stream(0, "held", client=size).permutation(1000)[:size] for size in sizes]
-    rngs = [stream(0, "batches", client=size) for size in sizes]
+    sizes = [1, 3, 4, 5, 5, 8, 30, 80, 200, 5, 30, 30]  # equal ones share a chunk, and some do not
+    draws = [stream(0, "held", client=place) for place in range(len(sizes))]
+    clients = [rng.permutation(1000)[:size] for rng, size in zip(draws, sizes, strict=True)]
+    rngs = [stream(0, "batches", client=place) for place in range(len(sizes))]
     seen = []
     for chunk in chunks(clients, rngs, recipe, lanes=3):
         for lane, place in enumerate(chunk.places):
             size = sizes[place]
-            expected = list(batches(size, **how, rng=stream(0, "batches", client=size)))
+            rng = stream(0, "batches", client=int(place))
+            expected = list(batches(size, **how, rng=rng))
             assert chunk.taken[lane] == len(expected) == steps_of(size, **how)
             assert chunk.shape == shapes_of(sizes, recipe)[place]
             assert chunk.shape.width == shapes_of([size], recipe)[0].width

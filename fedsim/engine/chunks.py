@@ -28,6 +28,8 @@ class Chunk:
     outcomes: list[Outcome]  # where answers go
     attempts: int = 0
     seconds: float = 0.0  # nobody predicts them; a worker always has a second chunk in hand
+    done: bool = False
+    shareable: bool = False  # apps of all kinds, and clients' states: nothing runs twice
 
     def send(self, actor: Any) -> Any:
         """Call the actor."""

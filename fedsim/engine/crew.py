@@ -20,6 +20,7 @@ from ray.exceptions import (
     RayActorError,
     RayError,
     RayTaskError,
+    TaskCancelledError,
     WorkerCrashedError,
 )
 
@@ -47,6 +48,8 @@ class Load(Protocol):
 
     attempts: int  # workers that died of it
     seconds: float  # predicted; infinite where nobody knows
+    done: bool  # it has been answered
+    shareable: bool  # may run twice
 
     def send(self, actor: Any) -> Any:
         """Call the actor and return the reference to its answer."""
@@ -59,28 +62,6 @@ class Load(Protocol):
 
     def give_up(self, reason: str) -> None:
         """Answer in the place of clients that cannot."""
-
-
-@dataclass(slots=True, eq=False)
-class Withdrawn:
-    """What is left of a load that another worker has taken over: its answer, if any, is ignored."""
-
-    attempts: int = 0
-    seconds: float = 0.0
-
-    def send(self, actor: Any) -> Any:
-        """Never: it is not queued."""
-        raise NotImplementedError
-
-    def accept(self, answer: Any, worker: int) -> None:
-        """Ignore the answer: the load had begun all the same."""
-
-    def split(self) -> Iterable[Load]:
-        """Return nothing: somebody else has it."""
-        return ()
-
-    def give_up(self, reason: str) -> None:
-        """Say nothing: somebody else will."""
 
 
 @dataclass(slots=True, eq=False)
@@ -168,14 +149,29 @@ class Crew:
         """Let workers that have nothing to do take over what waits behind another load.
 
         Towards the end of a round they finish together that way, and a client that hangs keeps
-        nobody else's answer.
+        nobody else's answer. Ray cannot stop a call that has begun, which nobody here can see: the
+        load then runs twice, the first answer counts, and the second is dropped.
         """
         idle = [h for h in self.handles if h.at_work and not h.loads] if not self.queue else []
-        for handle, other in zip(idle, filter(has_two, self.handles), strict=False):
+        for handle, other in zip(idle, filter(self._has_spare, self.handles), strict=False):
             reference, load = list(other.loads.items())[-1]
             ray.cancel(reference)
-            other.loads[reference] = Withdrawn()
             handle.loads[load.send(handle.actor)] = load
+
+    def _has_spare(self, handle: Handle) -> bool:
+        """Say whether a worker has a load behind another one, which no one else has."""
+        if len(handle.loads) < 2:
+            return False
+        last = list(handle.loads.values())[-1]
+        return last.shareable and not last.done and self._holders(last) == 1
+
+    def _holders(self, load: Load) -> int:
+        """Return how many workers have a load in hand."""
+        return sum(load in handle.loads.values() for handle in self.handles)
+
+    def _is_lost(self, load: Load) -> bool:
+        """Say whether a load has no answer, and nobody is left to give it."""
+        return not load.done and not self._holders(load) and load not in self.queue
 
     def step(self, deadline: float) -> bool:
         """Wait for something to happen; return False if nothing did until the deadline.
@@ -247,8 +243,14 @@ class Crew:
     def _receive(self, reference: Any, handle: Handle) -> None:
         try:
             answer = ray.get(reference)
+        except TaskCancelledError:
+            load = handle.loads.pop(reference)
+            self._requeue([load])  # should the worker that took it over have died meanwhile
         except RayTaskError as error:  # not the app's: what that raises comes as an error reply
-            handle.loads.pop(reference).give_up(f"engine: {first_line(error)}")
+            load = handle.loads.pop(reference)
+            if not load.done:
+                load.done = True
+                load.give_up(f"engine: {first_line(error)}")
         except RayError as error:
             if is_death(error):
                 self._replace(handle, cause_of_death(error))
@@ -257,26 +259,34 @@ class Crew:
                 reason = f"its answer was lost {ATTEMPTS} times: {first_line(error)}"
                 self.queue.extendleft(self._again(load, reason))
         else:
-            handle.loads.pop(reference).accept(answer, handle.number)
+            load = handle.loads.pop(reference)
+            if not load.done:
+                load.done = True
+                load.accept(answer, handle.number)
 
     def _replace(self, handle: Handle, reason: str) -> None:
         """Start a new worker and queue the dead one's loads again, first in line."""
         logger.info("worker %d died and is replaced: %s", handle.number, reason)
-        oldest, *others = handle.loads.values()  # the others only waited behind it
+        loads = list(handle.loads.values())
         self._end(handle)
+        # The others only waited behind the first.
+        oldest, *others = [load for load in loads if not load.done] or loads
         self._start(handle)
         self._requeue(others)
         text = f"its worker died {ATTEMPTS} times; the last time: {reason}"
         self.queue.extendleft(reversed(self._again(oldest, text)))
 
     def _requeue(self, loads: Sequence[Load]) -> None:
-        """Put loads back, first in line."""
-        self.queue.extendleft(load for load in reversed(loads) if not isinstance(load, Withdrawn))
+        """Put loads back, first in line, that nobody else has."""
+        self.queue.extendleft(load for load in reversed(loads) if self._is_lost(load))
 
     def _again(self, load: Load, reason: str) -> list[Load]:
+        if not self._is_lost(load):
+            return []
         load.attempts += 1
         if load.attempts < ATTEMPTS:
             return list(load.split())
+        load.done = True
         load.give_up(reason)
         return []
 
@@ -292,8 +302,9 @@ class Crew:
         """
         for handle in self.handles:
             if any(list(kept(load)) != [load] for load in handle.loads.values()):
-                self._requeue(list(handle.loads.values()))
+                loads = list(handle.loads.values())
                 self._end(handle)
+                self._requeue(loads)
                 self._start(handle)
         self.queue = deque(part for load in self.queue for part in kept(load))
         self._dispatch()
@@ -303,11 +314,6 @@ class Crew:
         for handle in self.handles:
             self._end(handle, wait=float("inf"))
         self.queue.clear()
-
-
-def has_two(handle: Handle) -> bool:
-    """Say whether a worker has a load in hand that it has not begun, as far as anybody knows."""
-    return len(handle.loads) > 1 and not isinstance(list(handle.loads.values())[-1], Withdrawn)
 
 
 def is_death(error: RayError) -> bool:

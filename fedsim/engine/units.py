@@ -97,6 +97,8 @@ class Unit:
     pieces: Sequence[Piece]
     seconds: float
     attempts: int = 0
+    done: bool = False
+    shareable: bool = True  # a block has no side effects that last
 
     def send(self, actor: Any) -> Any:
         """Call the actor."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from operator import attrgetter
@@ -68,10 +68,13 @@ class Table(Generic[Row]):
 
         SQLite makes NULL of NaN too.
         """
-        names, values = self._names, self.values(rows)
+        names: Sequence[str] = self._names
+        values: Iterable[tuple[object, ...]]
         if isinstance(rows, ClientTable):
-            names = tuple(name for name in names if not rows.is_blank(name))
+            names = [name for name in names if not rows.is_blank(name)]
             values = rows.tuples(names)
+        else:
+            values = self.values(rows)
         marks = ", ".join("?" for _ in names)
         db.executemany(f"INSERT INTO {self.name} ({', '.join(names)}) VALUES ({marks})", values)
 
@@ -95,9 +98,6 @@ class Table(Generic[Row]):
 
     def values(self, rows: Iterable[Row]) -> Iterator[tuple[object, ...]]:
         """Turn rows into what SQLite stores, all columns; NumPy's scalars become Python's."""
-        if isinstance(rows, ClientTable):
-            yield from rows.tuples(self._names)
-            return
         for row in rows:
             values = self._read(row)
             plain = STORED_AS_THEY_ARE.issuperset(map(type, values))

@@ -69,11 +69,12 @@ def plan_for(model: nn.Module, *, vectorize: str = "auto", device: str = "cpu") 
     together = vectorize == "always" or (vectorize == "auto" and fitting > 0 and not convolves)
     if together or (fitting and not convolves):
         lanes = fitting or table[-1][1]
+        call = CALLS * lanes if fitting and device == "cpu" else lanes
         return Plan(
             together=together,
             lanes=lanes,
-            call=CALLS * lanes,
-            most=2 * CALLS * lanes,
+            call=call,
+            most=2 * call,
             blocks=BLOCKS_SMALL,
             least=lanes,
             work=WORK / max(1, parameters),
@@ -112,7 +113,7 @@ def _count(steps: Ints, plan: Plan) -> int:
     clients = len(steps)
     wanted = plan.blocks
     if plan.work:
-        worth = max(float(steps.sum()) / plan.work, 2.0)  # two workers find something to do
+        worth = max(float(steps.sum()) / plan.work, 2.0)  # where two workers find enough to do
         wanted = min(wanted, 2 ** round(math.log2(worth)))
     return max(-(-clients // plan.most), min(wanted, -(-clients // plan.least)))
 

@@ -86,7 +86,8 @@ class CohortTrainer(Protocol):
 
         Args:
             arrays: the model that all start from, by name: parameters and buffers.
-            clients: for each, the indices of its examples in the dataset; at least one each.
+            clients: at least one; for each, the indices of its examples in the dataset, at least
+                one.
             learning_rate: of this round.
             rngs: for each client, the generator that orders its examples. It is used up before the
                 next one is taken, so that one object may serve them all.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,14 @@ from torch.nn import Module
 
 from fedsim.data.dataset import Dataset
 from fedsim.training.cohort import Arrays, CohortResult, Recipe
-from fedsim.training.digest import Digest, digest_arrays, digest_of
+from fedsim.training.digest import Digest, digest_of
 from fedsim.training.orders import Chunk, Shape, chunks, idle_chunk, shapes_of
 from fedsim.training.results import Collected, Deferred, stacked
 from fedsim.training.traced import Traced, trace
 from fedsim.training.xla import load_jax, start_xla
 
 Ints = npt.NDArray[np.int64]
-Trained = Sequence[tuple[Chunk, Any]]  # what was trained together, and the models that it gave
+Trained = Sequence[tuple[Ints, Any]]  # places of clients in a call, and the models they came to
 
 
 class CompiledTrainer:
@@ -49,31 +49,36 @@ class CompiledTrainer:
             model: is read only; the types of its parameters are those of training.
             together: train clients in step; or else one after another.
             lanes: clients that are trained at once, if in step, or that are digested at once.
-            call: clients that a call of the program takes, a multiple of ``lanes``; 0 for as many.
+            call: clients that a call of the program takes, a multiple of ``lanes``; 0 for as
+                many. A client that is asked alone has a program of its own.
             device: ``cpu`` or ``cuda``.
             precision: see :func:`fedsim.training.traced.trace`.
 
         Raises:
             Untranslatable: only torch can train this model.
             ConfigError: JAX is not installed.
+            ValueError: ``call`` is no multiple of ``lanes``.
         """
+        if call % lanes:
+            raise ValueError(f"{call} clients a call are not a multiple of {lanes} lanes")
         self._jax = load_jax()
         start_xla(self._jax)
         self._model, self._dataset, self._recipe = model, dataset, recipe
         self._together, self._precision = together, precision
-        self._group, self._lanes = lanes, call or lanes
+        self._lanes, self._call = lanes, call or lanes
         self._device = self._jax.devices("gpu" if device == "cuda" else device)[0]
         self._parameters = tuple(name for name, _ in model.named_parameters())
-        self._programs: dict[int, Any] = {}
-        self._digesting: Any = None
-        # Whose programs are loaded, without or with corrections.
-        self._ready: set[tuple[Shape, bool]] = set()
+        self._programs: dict[tuple[int, int], Any] = {}
+        # What is loaded: the shape, the clients a call, and whether there are corrections.
+        self._ready: set[tuple[Shape, int, bool]] = set()
         self._traces: dict[int, Traced] = {}
         first = self._traced(recipe.batch_size or 2)
         self._held, convolves = first.held, first.convolves
         self._stepwise = convolves and not together
         if self._stepwise:
-            self._group = self._lanes = 1
+            self._lanes = self._call = 1
+        parameters = dict(model.named_parameters()).values()
+        self._exact = all(parameter.dtype.itemsize <= 4 for parameter in parameters)
         with self._scope():
             from fedsim.training.programs import Examples
 
@@ -96,11 +101,17 @@ class CompiledTrainer:
             self._traces[width] = replace(traced, held=held)
         return self._traces[width]
 
-    def _program(self, width: int) -> Any:
-        """Return the program for batches of this width."""
+    @cached_property
+    def _digesting(self) -> Any:
+        from fedsim.training.digesting import digesting
+
+        return digesting(self._lanes)
+
+    def _program(self, width: int, call: int) -> Any:
+        """Return the program for batches of this width and so many clients a call."""
         from fedsim.training import programs
 
-        if width not in self._programs:
+        if (width, call) not in self._programs:
             step = programs.Step(
                 traced=self._traced(width),
                 parameters=self._parameters,
@@ -111,11 +122,15 @@ class CompiledTrainer:
             if self._stepwise:
                 made = programs.step_by_step(step)
             elif self._together:
-                made = programs.together(step, lanes=self._lanes, group=self._group)
+                made = programs.together(step, lanes=self._lanes, call=call)
             else:
-                made = programs.one_after_another(step, lanes=self._lanes)
-            self._programs[width] = made
-        return self._programs[width]
+                made = programs.one_after_another(step, call=call)
+            self._programs[width, call] = made
+        return self._programs[width, call]
+
+    def _call_of(self, clients: Sequence[Ints]) -> int:
+        """Return how many clients a call takes; a single one needs no room for others."""
+        return 1 if len(clients) == 1 and not self._together else self._call
 
     def _begin(self, arrays: Arrays) -> Any:
         """Return a model as training holds it, on the device if it is needed often."""
@@ -128,7 +143,7 @@ class CompiledTrainer:
 
     def _run(self, chunk: Chunk, begin: Any, learning_rate: float, corrections: Any) -> Any:
         """Train a chunk; returns the models, as held, and both losses, a client a lane."""
-        return self._program(chunk.shape.width)(
+        return self._program(chunk.shape.width, len(chunk.taken))(
             self._examples,
             begin,
             chunk.order,
@@ -148,18 +163,21 @@ class CompiledTrainer:
     ) -> None:
         """Compile and load what training these clients needs; see ``CohortTrainer``."""
         shapes = set(shapes_of([len(held) for held in clients], self._recipe))
-        missing = {(shape, corrected) for shape in shapes} - self._ready
+        call = self._call_of(clients)
+        missing = {(shape, call, corrected) for shape in shapes} - self._ready
         if not missing:
             return
         nothing = {name: np.zeros_like(arrays[name]) for name in self._parameters}
-        zeros = stacked([nothing], self._lanes) if corrected else None
+        zeros = stacked([nothing], call) if corrected else None
         with self._scope():
             begin = self._begin(arrays)
-            for shape, _ in sorted(missing):
+            for shape, *_ in sorted(missing):
                 # A step that is thrown away: machine code is loaded when it first runs.
-                chunk = idle_chunk(shape, self._lanes)
-                models, *_ = self._run(chunk, begin, 0.0, zeros)
-                self._digest(arrays, begin, [(chunk, models)], np.ones(1, np.int64))
+                chunk = idle_chunk(shape, call)
+                models, *_ = self._jax.block_until_ready(self._run(chunk, begin, 0.0, zeros))
+                if call == self._call and self._exact:
+                    trained = [(chunk.places, models)]
+                    self._digest(arrays, begin, trained, np.ones(1, np.int64))
         self._ready |= missing
 
     def train(
@@ -173,60 +191,62 @@ class CompiledTrainer:
     ) -> CohortResult:
         """Train each client from the same model; see ``CohortTrainer``."""
         out = Collected(arrays, clients)
-        trained: list[tuple[Chunk, Any]] = []
+        trained: list[tuple[Ints, Any]] = []
+        call = self._call_of(clients)
         with self._scope():
             begin = self._begin(arrays)
-            for chunk in chunks(clients, rngs, self._recipe, lanes=self._lanes):
+            for chunk in chunks(clients, rngs, self._recipe, lanes=call):
                 mine = None
                 if corrections is not None:
-                    mine = stacked([corrections[place] for place in chunk.places], self._lanes)
+                    mine = stacked([corrections[place] for place in chunk.places], call)
                 models, *losses = self._run(chunk, begin, learning_rate, mine)
-                out.put(chunk.places, {}, steps=chunk.taken, losses=losses)
-                trained.append((chunk, models))
+                out.put_figures(chunk.places, steps=chunk.taken, losses=losses)
+                trained.append((chunk.places, models))
         return out.result(
-            Deferred(tuple(arrays), lambda: self._fetched(arrays, clients, trained)),
-            digest_there=partial(self._digest, arrays, begin, trained),
+            Deferred(tuple(arrays), lambda: self._fetched(out, trained)),
+            digest_there=partial(self._digest, arrays, begin, trained)
+            if self._digests(trained, call)
+            else None,
         )
 
-    def _fetched(self, arrays: Arrays, clients: Sequence[Ints], trained: Trained) -> Arrays:
+    def _digests(self, trained: Trained, call: int) -> bool:
+        """Say whether models are digested here.
+
+        Not where a product with a weight is not exact, so that whoever adds might round otherwise;
+        nor where calls would add up clients in another order than theirs; nor for a single client.
+        """
+        places = np.concatenate([places for places, _ in trained])
+        return self._exact and call == self._call and bool((np.diff(places) > 0).all())
+
+    def _fetched(self, out: Collected, trained: Trained) -> Arrays:
         """Return the models as torch has them, in the order of the clients."""
         from fedsim.training.programs import release_lanes
 
-        out = Collected(arrays, clients)
-        for chunk, models in trained:
+        for places, models in trained:
             stacks = {name: np.asarray(stack) for name, stack in models.items()}
-            out.put_models(chunk.places, release_lanes(stacks, self._held))
+            out.put_models(places, release_lanes(stacks, self._held))
         return out.arrays()
 
     def _digest(self, arrays: Arrays, begin: Any, trained: Trained, weights: Ints) -> Digest:
         """Digest the models where they are; see :func:`fedsim.training.digest.digest`."""
-        from fedsim.training import programs
+        from fedsim.training.programs import release
 
-        places = np.concatenate([chunk.places for chunk, _ in trained])
-        if (np.diff(places) < 0).any():  # the sum is in the order of the clients
-            clients = [np.empty(0, np.int64)] * len(weights)
-            return digest_arrays(arrays, self._fetched(arrays, clients, trained), weights)
-        self._digesting = self._digesting or programs.digesting(self._group)
-        begin = {name: begin[name] for name in self._parameters}
-        squares: list[np.ndarray] = []
-        zeros: list[np.ndarray] = []
-        finite: list[np.ndarray] = []
+        start = {name: begin[name] for name in self._parameters}
+        figures = []
         with self._scope():
-            total = {name: np.zeros(array.shape) for name, array in begin.items()}
-            for chunk, models in trained:
-                included = np.arange(self._lanes) < len(chunk.places)
-                factors = np.zeros(self._lanes)
-                factors[included] = weights[chunk.places]
-                count = np.int32(len(chunk.places))
-                total, sizes = self._digesting(total, models, begin, factors, included, count)
-                for column, values in zip((squares, zeros, finite), sizes, strict=True):
-                    column.append(np.asarray(values)[:count])
+            total = {name: np.zeros(array.shape) for name, array in start.items()}
+            for places, models in trained:
+                count, factors = len(places), np.zeros(self._call)
+                factors[:count] = weights[places]
+                total, sizes = self._digesting(total, models, start, factors, np.int32(count))
+                figures.append([np.asarray(values)[:count] for values in sizes])
+        squares, zeros, finite = map(np.concatenate, zip(*figures, strict=True))
         sums = {name: np.asarray(array) for name, array in total.items()}
         return digest_of(
             arrays,
             weights,
-            sums=programs.release(sums, self._held),
-            squares=np.concatenate(squares),
-            zeros=np.concatenate(zeros).astype(np.int64),
-            finite=np.concatenate(finite),
+            sums=release(sums, self._held),
+            squares=squares,
+            zeros=zeros.astype(np.int64),
+            finite=finite,
         )

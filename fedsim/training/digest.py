@@ -123,7 +123,13 @@ def digest_of(
     untouched = [name for name in start if name not in sums]
     columns = np.zeros((len(weights), len(floating)))
     columns[:, [floating.index(name) for name in sums]] = squares
-    unmoved = sum(start[name].size for name in untouched if name in floating)
+    unmoved = 0
+    for name in (name for name in untouched if name in floating):
+        with np.errstate(invalid="ignore"):
+            moved = start[name] - start[name]  # NaN where a number is not finite
+        columns[:, floating.index(name)] = np.square(moved).sum()
+        unmoved += np.count_nonzero(moved == 0)
+        finite = finite & bool(np.isfinite(start[name]).all())
     good = weights[finite]
     others = {
         name: plain_sum(np.broadcast_to(start[name], (len(good), *start[name].shape)), good)

@@ -53,7 +53,7 @@ def make_trainer(
         )
     if plan.together and not vmap_problem(model, dataset.input_shape):
         return VectorisedTrainer(
-            # More than XLA takes: in torch the operations themselves cost the most.
+            # Twice as many in step as XLA: in torch the operations themselves cost the most.
             model,
             dataset,
             recipe,

@@ -70,12 +70,19 @@ def _product_forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
 def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, y = saved
     batch = len(x)
+    if not _on_processor() or x.dtype.itemsize < 4:  # a sum of bfloat16 would round each time
+        return g @ y.T, x.T @ g
     if batch <= ADDED_UP and y.size <= SMALL:
         # Barriers, so that x and g are not computed anew for every element.
         x, g = lax.optimization_barrier((x, g))  # type: ignore[no-untyped-call]
         return g @ y.T, sum((x[i][:, None] * g[i] for i in range(1, batch)), x[0][:, None] * g[0])
     turned = lax.optimization_barrier(x.T) if batch <= TURNED else x.T  # type: ignore[no-untyped-call]
     return g @ y.T, turned @ g
+
+
+def _on_processor() -> bool:
+    device = jax.config.jax_default_device
+    return getattr(device, "platform", "cpu") == "cpu"
 
 
 _product.defvjp(_product_forward, _product_backward)

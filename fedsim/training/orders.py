@@ -64,7 +64,7 @@ def shapes_of(examples: npt.ArrayLike, recipe: Recipe) -> list[Shape]:
     """Return the shape of each client's indices, where clients with so many examples are a call.
 
     Steps are those of the longest client of the same width, rounded up to a power of four, from 16
-    on; what is not taken costs no time.
+    on; what is not taken costs memory and next to no time.
 
     Args:
         examples: (clients,).

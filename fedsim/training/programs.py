@@ -151,14 +151,14 @@ def release_lanes(stacks: Mapping[str, Any], held: Mapping[str, tuple[int, ...]]
 Program = Callable[..., Any]
 
 
-def one_after_another(step: Step, *, lanes: int) -> Program:
-    """Return the program that trains up to ``lanes`` clients, each to its end before the next.
+def one_after_another(step: Step, *, call: int) -> Program:
+    """Return the program that trains up to ``call`` clients, each to its end before the next.
 
     It takes (examples, begin, order, sizes, taken, count, learning_rate, corrections) and gives
     (models, first losses, last losses), each with the clients along the first axis. ``begin`` is
     the model that all start from, as held; so are the models. Order, sizes and taken are those of
     ``orders.Chunk``; ``count`` is how many of the lanes are clients; corrections are by parameter,
-    (lanes, \\*shape), or None.
+    (call, \\*shape), or None.
     """
     held = step.traced.held
 
@@ -185,20 +185,20 @@ def one_after_another(step: Step, *, lanes: int) -> Program:
             new: Carry = jax.tree.map(lambda o, a: write(o, a, lane, 0), out, train(lane))
             return new
 
-        if lanes == 1:
+        if call == 1:
             return _ended(jax.tree.map(lambda a: a[None], train(0)))
         like = jax.eval_shape(lambda: train(0))
-        room = jax.tree.map(lambda a: jnp.zeros((lanes, *a.shape), a.dtype), like)
+        room = jax.tree.map(lambda a: jnp.zeros((call, *a.shape), a.dtype), like)
         return _ended(lax.fori_loop(0, count, body, room))
 
     made: Program = jax.jit(program)
     return made
 
 
-def together(step: Step, *, lanes: int, group: int) -> Program:
-    """Return the program that trains clients in step, ``group`` of them at once.
+def together(step: Step, *, lanes: int, call: int) -> Program:
+    """Return the program that trains clients in step, ``lanes`` of them at once.
 
-    Otherwise as :func:`one_after_another`; ``lanes`` is a multiple of ``group``.
+    Otherwise as :func:`one_after_another`; ``call`` is a multiple of ``lanes``.
     """
     held = step.traced.held
 
@@ -222,29 +222,29 @@ def together(step: Step, *, lanes: int, group: int) -> Program:
         every = jax.vmap(lane, in_axes=(None, 0, 0, 0, 0, None if corrections is None else 0))
 
         def train(place: Any) -> Carry:
-            mine = None if corrections is None else _lanes(corrections, place, group)
-            indices, batches = (_lanes(a, place, group, axis=1) for a in (order, sizes))
-            steps = _lanes(taken, place, group)
+            mine = None if corrections is None else take_lanes(corrections, place, lanes)
+            indices, batches = (take_lanes(a, place, lanes, axis=1) for a in (order, sizes))
+            steps = take_lanes(taken, place, lanes)
 
             def body(t: Array, carries: Carry) -> Carry:
                 new: Carry = every(t, carries, indices[t], batches[t], steps, mine)
                 return new
 
             first = step.start(begin)
-            carries = jax.tree.map(lambda a: jnp.broadcast_to(a, (group, *a.shape)), first)
+            carries = jax.tree.map(lambda a: jnp.broadcast_to(a, (lanes, *a.shape)), first)
             end: Carry = lax.fori_loop(0, jnp.max(steps), body, carries)
             return end._replace(v={})
 
-        if lanes == group:
+        if call == lanes:
             return _ended(train(0))
         like = jax.eval_shape(lambda: train(0))
-        room = jax.tree.map(lambda a: jnp.zeros((lanes, *a.shape[1:]), a.dtype), like)
+        room = jax.tree.map(lambda a: jnp.zeros((call, *a.shape[1:]), a.dtype), like)
 
         def body(g: Array, out: Carry) -> Carry:
-            new: Carry = _put(out, train(g * group), g * group)
+            new: Carry = put_lanes(out, train(g * lanes), g * lanes)
             return new
 
-        return _ended(lax.fori_loop(0, _groups(count, group), body, room))
+        return _ended(lax.fori_loop(0, groups_of(count, lanes), body, room))
 
     made: Program = jax.jit(program)
     return made
@@ -284,7 +284,7 @@ def step_by_step(step: Step) -> Program:
         corrections: Tree | None,
     ) -> Any:  # fmt: skip
         carry, correction = first(begin, corrections)
-        order, sizes = jax.device_put((order, sizes))
+        order, sizes = jax.deviceput_lanes((order, sizes))
         for t in range(int(taken[0])):
             carry = one_step(carry, np.int32(t), order, sizes, examples, begin, rate, correction)
         return end(carry)
@@ -292,88 +292,19 @@ def step_by_step(step: Step) -> Program:
     return program
 
 
-Digested = tuple[Tree, tuple[Array, Array, Array]]
+def groups_of(count: Array, lanes: int) -> Array:
+    """Return in how many groups of lanes so many clients are."""
+    return (count + lanes - 1) // lanes
 
 
-def digesting(group: int) -> Program:
-    """Return the program that digests the models of clients where they lie, a group at a time.
-
-    It takes (total, models, begin, weights, included, count) and gives (total, squares, zeros,
-    finite). Models are as the programs above give them, in lanes that are a multiple of ``group``;
-    the total is by parameter, float64; weights and ``included`` are (lanes,), and all that are
-    included are among the first ``count``. Of the updates: squared norms by parameter, (lanes,
-    parameters); coordinates that are zero, (lanes,); whether a model is finite. See
-    ``digest.Digest``.
-    """
-
-    def sizes(models: Tree, begin: Tree) -> tuple[Array, Array, Array]:
-        squares, zeros, finite = [], jnp.zeros(group), jnp.ones(group, bool)
-        for name, stack in models.items():
-            before = begin[name].astype(jnp.float64)
-            squares.append(_added(jnp.square(stack.astype(jnp.float64) - before)))
-            zeros += _counted(stack == begin[name])
-            # The square of a finite float32 is a finite float64.
-            fits = stack.dtype.itemsize <= 4
-            checked = squares[-1] if fits else _added(stack.astype(jnp.float64) * 0)
-            finite &= jnp.isfinite(checked)
-        return jnp.stack(squares, axis=1), zeros, finite
-
-    def program(
-        total: Tree, models: Tree, begin: Tree, weights: Array, included: Array, count: Array
-    ) -> Digested:
-        def body(g: Any, carry: Digested) -> Digested:
-            total, out = carry
-            mine = _lanes(models, g * group, group)
-            squares, zeros, finite = sizes(mine, begin)
-            finite &= _lanes(included, g * group, group)
-            n = _lanes(weights, g * group, group)
-            new = {}
-            for name, stack in mine.items():
-                new[name] = total[name]
-                for lane in range(group):  # unrolled: one pass over the sum
-                    more = new[name] + stack[lane].astype(jnp.float64) * n[lane]
-                    new[name] = jnp.where(finite[lane], more, new[name])
-            return new, _put(out, (squares, zeros, finite), g * group)
-
-        lanes = len(weights)
-        blank = jnp.zeros((lanes, len(models))), jnp.zeros(lanes), jnp.zeros(lanes, bool)
-        if lanes == group:
-            return body(0, (total, blank))
-        result: Digested = lax.fori_loop(0, _groups(count, group), body, (total, blank))
-        return result
-
-    made: Program = jax.jit(program, donate_argnums=0)
-    return made
-
-
-def _groups(count: Array, group: int) -> Array:
-    """Return in how many groups so many clients are."""
-    return (count + group - 1) // group
-
-
-def _lanes(arrays: Any, first: Any, count: int, *, axis: int = 0) -> Any:
+def take_lanes(arrays: Any, first: Any, count: int, *, axis: int = 0) -> Any:
     """Return so many lanes of each array."""
     return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, first, count, axis), arrays)
 
 
-def _put(room: Any, arrays: Any, first: Any) -> Any:
+def put_lanes(room: Any, arrays: Any, first: Any) -> Any:
     """Return ``room`` with these arrays in its lanes from ``first`` on."""
     return jax.tree.map(lambda o, a: lax.dynamic_update_slice_in_dim(o, a, first, 0), room, arrays)
-
-
-def _added(stack: Array) -> Array:
-    """Add up each lane's numbers, axis by axis from the outermost, so that many go at once."""
-    while stack.ndim > 1:
-        stack = jnp.sum(stack, axis=1)
-    return stack
-
-
-def _counted(stack: Array) -> Array:
-    """Count what is true in each lane, in float64."""
-    if stack.ndim == 1:
-        return stack.astype(jnp.float64)
-    # In float32, exact up to 2^24 in a row, XLA counts three times as fast as in integers.
-    return _added(jnp.sum(stack.astype(jnp.float32), axis=1).astype(jnp.float64))
 
 
 def _hold_lanes(stacks: Tree | None, held: Mapping[str, tuple[int, ...]]) -> Tree | None:

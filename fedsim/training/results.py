@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim.training.cohort import Arrays, CohortResult
+from fedsim.training.digest import Digest
 
 
 class Collected:
@@ -31,18 +32,27 @@ class Collected:
         steps: npt.ArrayLike,
         losses: Sequence[npt.ArrayLike],
     ) -> None:
-        """Take the results of some clients.
+        """Take the results of some clients; see :meth:`put_models` and :meth:`put_figures`."""
+        self.put_figures(places, steps=steps, losses=losses)
+        self.put_models(places, models)
+
+    def put_figures(
+        self,
+        places: npt.NDArray[np.int64],
+        *,
+        steps: npt.ArrayLike,
+        losses: Sequence[npt.ArrayLike],
+    ) -> None:
+        """Take the figures of some clients.
 
         Args:
             places: (k,), theirs in the call, ascending.
-            models: see :meth:`put_models`.
             steps, losses: (at least k,); of the losses there are two, of the first and last step.
         """
         k = len(places)
         self._steps[places] = np.asarray(steps)[:k]
         for row, values in zip(self._losses, losses, strict=True):
             row[places] = np.asarray(values)[:k]
-        self.put_models(places, models)
 
     def put_models(self, places: npt.NDArray[np.int64], models: Mapping[str, Any]) -> None:
         """Take the models of some clients.
@@ -71,12 +81,16 @@ class Collected:
             for name, array in self._start.items()
         }
 
-    def result(self, arrays: Arrays | None = None, **more: Any) -> CohortResult:
+    def result(
+        self,
+        arrays: Arrays | None = None,
+        digest_there: Callable[[npt.NDArray[np.int64]], Digest] | None = None,
+    ) -> CohortResult:
         """Return everything, in the order of the clients.
 
         Args:
             arrays: the models, if they were not taken here.
-            more: fields of the result.
+            digest_there: see :class:`CohortResult`.
         """
         return CohortResult(
             arrays=self.arrays() if arrays is None else arrays,
@@ -84,7 +98,7 @@ class Collected:
             steps=self._steps,
             loss_first_step=self._losses[0],
             loss_last_step=self._losses[1],
-            **more,
+            digest_there=digest_there,
         )
 
 

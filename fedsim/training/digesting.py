@@ -1,0 +1,91 @@
+"""The program that digests models where they were trained; see :mod:`fedsim.training.digest`.
+
+Imported by ``compiled.py`` alone, as JAX is here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from fedsim.training.programs import Program, Tree, groups_of, put_lanes, take_lanes
+
+Sizes = tuple[Array, Array, Array]
+
+
+def digesting(lanes: int) -> Program:
+    """Return the program that digests the models of clients, ``lanes`` of them at once.
+
+    It takes (total, models, begin, weights, count) and gives (total, (squares, zeros, finite)).
+    Models are as the training programs give them, the clients along the first axis, a multiple of
+    ``lanes`` long; their parameters are no wider than float32, so that a product with a weight is
+    exact in float64. The total is by parameter, float64; weights are (clients,), float64, and
+    ``count`` is how many of them are clients. Of the updates: squared norms by parameter,
+    (clients, parameters); coordinates that are zero, (clients,); whether a model is finite.
+    """
+
+    def program(
+        total: Tree, models: Tree, begin: Tree, weights: Array, count: Array
+    ) -> tuple[Tree, Sizes]:
+        call = len(weights)
+
+        def body(g: Any, carry: tuple[Tree, Sizes]) -> tuple[Tree, Sizes]:
+            total, out = carry
+            first = g * lanes
+            mine = take_lanes(models, first, lanes)
+            squares, zeros, finite = _sizes(mine, begin)
+            finite &= first + jnp.arange(lanes) < count
+            added = _added_up(total, mine, take_lanes(weights, first, lanes), finite)
+            return added, put_lanes(out, (squares, zeros, finite), first)
+
+        blank = jnp.zeros((call, len(models))), jnp.zeros(call), jnp.zeros(call, bool)
+        if call == lanes:
+            return body(0, (total, blank))
+        result: tuple[Tree, Sizes] = lax.fori_loop(
+            0, groups_of(count, lanes), body, (total, blank)
+        )
+        return result
+
+    made: Program = jax.jit(program, donate_argnums=0)
+    return made
+
+
+def _sizes(models: Tree, begin: Tree) -> Sizes:
+    """Return squared norms, zeros and finiteness of some clients' updates."""
+    squares = {
+        name: _sum(jnp.square(stack.astype(jnp.float64) - begin[name].astype(jnp.float64)))
+        for name, stack in models.items()
+    }
+    zeros = sum(_count(stack == begin[name]) for name, stack in models.items())
+    columns = jnp.stack(list(squares.values()), axis=1)
+    # The square of a finite float32 is a finite float64.
+    return columns, jnp.asarray(zeros), jnp.isfinite(columns).all(axis=1)
+
+
+def _added_up(total: Tree, models: Tree, weights: Array, included: Array) -> Tree:
+    """Add models to a total, each times its weight, one client after another."""
+    new = {}
+    for name, stack in models.items():
+        new[name] = total[name]
+        for lane in range(len(weights)):  # unrolled: one pass over the sum
+            more = new[name] + stack[lane].astype(jnp.float64) * weights[lane]
+            new[name] = jnp.where(included[lane], more, new[name])
+    return new
+
+
+def _sum(stack: Array) -> Array:
+    """Add up each client's numbers, axis by axis from the outermost, so that many go at once."""
+    while stack.ndim > 1:
+        stack = jnp.sum(stack, axis=1)
+    return stack
+
+
+def _count(stack: Array) -> Array:
+    """Count what is true of each client, in float64."""
+    if stack.ndim == 1:
+        return stack.astype(jnp.float64)
+    # In float32, exact up to 2^24 in a row, XLA counts three times as fast as in integers.
+    return _sum(jnp.sum(stack.astype(jnp.float32), axis=1).astype(jnp.float64))
