@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +63,7 @@ class Answers:
 
 
 @pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
+def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
     """Answer in the place of Ray."""
     there = Answers()
 
@@ -83,7 +83,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
     monkeypatch.setattr(ray, "wait", wait)
     monkeypatch.setattr(ray, "cancel", there.cancelled.append)
     monkeypatch.setattr(ray, "kill", lambda actor: there.ended.append(actor.number))
-    yield there
+    return there
 
 
 @pytest.fixture

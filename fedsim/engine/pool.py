@@ -116,9 +116,7 @@ class RayExecutor:
             # Nothing of this may go on if it was missed; nor a second copy of what was answered in
             # an earlier round, which has had all of this one to come to an end.
             missed = bool(this.missing)
-            crew.reduce(
-                lambda load: [] if (missed if this.has(load) else load.done) else [load]
-            )
+            crew.reduce(lambda load: [] if (missed if this.has(load) else load.done) else [load])
             self.usage = usage_of(this, started)
 
     def close(self) -> None:

@@ -128,7 +128,7 @@ def digest_of(
         with np.errstate(invalid="ignore"):
             moved = start[name] - start[name]  # NaN where a number is not finite
         columns[:, floating.index(name)] = np.square(moved).sum()
-        unmoved += np.count_nonzero(moved == 0)
+        unmoved += int(np.count_nonzero(moved == 0))
         finite = finite & bool(np.isfinite(start[name]).all())
     good = weights[finite]
     others = {

@@ -44,9 +44,7 @@ def digesting(lanes: int) -> Program:
         blank = jnp.zeros((call, len(models))), jnp.zeros(call), jnp.zeros(call, bool)
         if call == lanes:
             return body(0, (total, blank))
-        result: tuple[Tree, Sizes] = lax.fori_loop(
-            0, groups_of(count, lanes), body, (total, blank)
-        )
+        result: tuple[Tree, Sizes] = lax.fori_loop(0, groups_of(count, lanes), body, (total, blank))
         return result
 
     made: Program = jax.jit(program, donate_argnums=0)

@@ -81,7 +81,7 @@ def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Arra
 
 
 def _on_processor() -> bool:
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
     return getattr(device, "platform", "cpu") == "cpu"
 
 

@@ -284,7 +284,7 @@ def step_by_step(step: Step) -> Program:
         corrections: Tree | None,
     ) -> Any:  # fmt: skip
         carry, correction = first(begin, corrections)
-        order, sizes = jax.deviceput_lanes((order, sizes))
+        order, sizes = jax.device_put((order, sizes))
         for t in range(int(taken[0])):
             carry = one_step(carry, np.int32(t), order, sizes, examples, begin, rate, correction)
         return end(carry)
