@@ -65,12 +65,18 @@ def _sizes(models: Tree, begin: Tree) -> Sizes:
 
 def _added_up(total: Tree, models: Tree, weights: Array, included: Array) -> Tree:
     """Add models to a total, each times its weight, one client after another."""
-    new = {}
+    new, lanes = {}, range(len(weights))
+    # In lax's own terms, which are traced in a third of the time that jax.numpy's take.
+    factors, wanted = (
+        [lax.index_in_dim(a, i, keepdims=False) for i in lanes] for a in (weights, included)
+    )
     for name, stack in models.items():
-        new[name] = total[name]
-        for lane in range(len(weights)):  # unrolled: one pass over the sum
-            more = new[name] + stack[lane].astype(jnp.float64) * weights[lane]
-            new[name] = jnp.where(included[lane], more, new[name])
+        added = total[name]
+        for lane in lanes:  # unrolled: one pass over the sum
+            model = lax.index_in_dim(stack, lane, keepdims=False).astype(jnp.float64)
+            chosen = lax.broadcast(wanted[lane], added.shape)
+            added = lax.select(chosen, added + model * factors[lane], added)
+        new[name] = added
     return new
 
 
