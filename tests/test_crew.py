@@ -25,7 +25,7 @@ class Work:
     seconds: float = 0.1
     shareable: bool = True
     attempts: int = 0
-    done: bool = False
+    answered: float = 0.0
     answers: list[Any] = field(default_factory=list)
 
     def send(self, actor: Any) -> str:

@@ -465,17 +465,10 @@ def test_ctrl_c_in_the_middle_of_a_file_leaves_no_part_of_it(
 ) -> None:
     def interrupt(handler: BaseHTTPRequestHandler) -> None:
         send(handler, b"x" * fetch.CHUNK_BYTES, promised=2 * fetch.CHUNK_BYTES)
-
-        def begun() -> bool:
-            return any(name.endswith(".part") and part for name, part in files(tmp_path).items())
-
-        while not begun():
+        while not any(name.endswith(".part") and part for name, part in files(tmp_path).items()):
             mnist.over.wait(0.01)
-        # Python loses an interrupt that happens to fall into a destructor: then once more.
-        for _ in range(20):
-            if begun():
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            mnist.over.wait(1.0)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        mnist.over.wait(timeout=30)
 
     mnist.answers["train-labels-idx1-ubyte.gz"] = interrupt
     answer = cli("data", "fetch", "mnist", "--data-dir", tmp_path)

@@ -133,6 +133,7 @@ def test_the_commands() -> None:
             *("--seconds", "--set"),
         ],
         "bench measure": ["--data-dir", "--format", "--quiet", "--repeats", "--rounds", "--set"],
+        "bench peers": [],
         "data": [],
         "data fetch": ["--data-dir", "--from"],
     }

@@ -28,7 +28,7 @@ class Chunk:
     outcomes: list[Outcome]  # where answers go
     attempts: int = 0
     seconds: float = 0.0  # nobody predicts them; a worker always has a second chunk in hand
-    done: bool = False
+    answered: float = 0.0
     shareable: bool = False  # apps of all kinds, and clients' states: nothing runs twice
 
     def send(self, actor: Any) -> Any:

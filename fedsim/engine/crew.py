@@ -48,7 +48,7 @@ class Load(Protocol):
 
     attempts: int  # workers that died of it
     seconds: float  # predicted; infinite where nobody knows
-    done: bool  # it has been answered
+    answered: float  # time.monotonic() when it was; 0 before
     shareable: bool  # may run twice
 
     def send(self, actor: Any) -> Any:
@@ -163,7 +163,7 @@ class Crew:
         if len(handle.loads) < 2:
             return False
         last = list(handle.loads.values())[-1]
-        return last.shareable and not last.done and self._holders(last) == 1
+        return last.shareable and not last.answered and self._holders(last) == 1
 
     def _holders(self, load: Load) -> int:
         """Return how many workers have a load in hand."""
@@ -171,7 +171,7 @@ class Crew:
 
     def _is_lost(self, load: Load) -> bool:
         """Say whether a load has no answer, and nobody is left to give it."""
-        return not load.done and not self._holders(load) and load not in self.queue
+        return not load.answered and not self._holders(load) and load not in self.queue
 
     def step(self, deadline: float) -> bool:
         """Wait for something to happen; return False if nothing did until the deadline.
@@ -248,8 +248,8 @@ class Crew:
             self._requeue([load])  # should the worker that took it over have died meanwhile
         except RayTaskError as error:  # not the app's: what that raises comes as an error reply
             load = handle.loads.pop(reference)
-            if not load.done:
-                load.done = True
+            if not load.answered:
+                load.answered = time.monotonic()
                 load.give_up(f"engine: {first_line(error)}")
         except RayError as error:
             if is_death(error):
@@ -260,8 +260,8 @@ class Crew:
                 self.queue.extendleft(self._again(load, reason))
         else:
             load = handle.loads.pop(reference)
-            if not load.done:
-                load.done = True
+            if not load.answered:
+                load.answered = time.monotonic()
                 load.accept(answer, handle.number)
 
     def _replace(self, handle: Handle, reason: str) -> None:
@@ -270,7 +270,7 @@ class Crew:
         loads = list(handle.loads.values())
         self._end(handle)
         # The others only waited behind the first.
-        oldest, *others = [load for load in loads if not load.done] or loads
+        oldest, *others = [load for load in loads if not load.answered] or loads
         self._start(handle)
         self._requeue(others)
         text = f"its worker died {ATTEMPTS} times; the last time: {reason}"
@@ -286,7 +286,7 @@ class Crew:
         load.attempts += 1
         if load.attempts < ATTEMPTS:
             return list(load.split())
-        load.done = True
+        load.answered = time.monotonic()
         load.give_up(reason)
         return []
 

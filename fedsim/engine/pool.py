@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -24,6 +25,7 @@ from fedsim.engine.prediction import CostModel
 from fedsim.engine.ray_start import RaySession, cores_here, own_cores, places
 from fedsim.engine.units import Round, usage_of
 
+LINGER_SECONDS = 10.0  # a second copy of what was answered may take so long to come to its end
 QUIET: dict[str, Any] = {"enable_task_events": False}  # nobody looks at Ray's own record of calls
 
 
@@ -113,11 +115,17 @@ class RayExecutor:
             while this.missing and crew.step(deadline):
                 pass
         finally:  # also where whoever takes the answers raised: nothing of this may come later
-            # Nothing of this may go on if it was missed; nor a second copy of what was answered in
-            # an earlier round, which has had all of this one to come to an end.
-            missed = bool(this.missing)
-            crew.reduce(lambda load: [] if (missed if this.has(load) else load.done) else [load])
+            crew.reduce(partial(self._kept, this))
             self.usage = usage_of(this, started)
+
+    def _kept(self, this: Round, load: Load) -> Sequence[Load]:
+        """Return what is left of a load at the end of a cohort.
+
+        Nothing of what was missed may go on; nor, for ever, a second copy of what was answered.
+        """
+        lingers = load.answered and time.monotonic() - load.answered > LINGER_SECONDS
+        gone = this.missing if this.has(load) else lingers
+        return [] if gone else [load]
 
     def close(self) -> None:
         """End the workers, and Ray if it was started or joined here."""

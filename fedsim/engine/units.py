@@ -97,7 +97,7 @@ class Unit:
     pieces: Sequence[Piece]
     seconds: float
     attempts: int = 0
-    done: bool = False
+    answered: float = 0.0
     shareable: bool = True  # a block has no side effects that last
 
     def send(self, actor: Any) -> Any:
