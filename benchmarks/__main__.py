@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def main() -> None:
     if options.quick:
         chosen = [quick(case) for case in chosen]
     if options.list:
-        return print("\n".join(f"{case.name:16} {case.title}" for case in CASES))
+        return print("\n".join(map(listed, CASES)))
     repeats = 1 if options.quick else options.repeats
     environment.prepare()
     where = machine.about()
@@ -82,22 +82,38 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="CORES",
         help="foreign load that leaves a run undisturbed (default %(default)s)",
     )
-    parser.add_argument("--retries", type=int, default=measure.RETRIES)
+    parser.add_argument(
+        "--retries", type=int, default=measure.RETRIES, help="of a run that others disturbed"
+    )
     return parser.parse_args(arguments)
 
 
 def choose(cases: tuple[str, ...] | None, only: tuple[str, ...] | None) -> list[Case]:
     """Return the cases that are asked for, with the systems that are asked for."""
     if unknown := [name for name in cases or () if name not in BY_NAME]:
-        raise SystemExit(f"unknown: {', '.join(unknown)}; there are: {', '.join(BY_NAME)}")
+        raise SystemExit(
+            f"error: --cases: unknown: {list_of(unknown)}; there are {list_of(BY_NAME)}"
+        )
     chosen = [BY_NAME[name] for name in cases] if cases else [c for c in CASES if c.default]
     if only:
         labels = dict.fromkeys(entry.label for case in chosen for entry in case.entries)
         if unknown := [label for label in only if label not in labels]:
-            raise SystemExit(f"unknown: {', '.join(unknown)}; there are: {', '.join(labels)}")
+            raise SystemExit(
+                f"error: --only: unknown: {list_of(unknown)}; there are {list_of(labels)}"
+            )
         kept = [(case, tuple(e for e in case.entries if e.label in only)) for case in chosen]
         chosen = [Case(**{**vars(case), "entries": entries}) for case, entries in kept if entries]
     return chosen
+
+
+def list_of(names: Iterable[str]) -> str:
+    """Return names as a person reads them."""
+    return ", ".join(names)
+
+
+def listed(case: Case) -> str:
+    """Return a case with its systems, as ``--list`` shows it."""
+    return f"{case.name:16} {case.title}\n{'':16} {list_of(e.label for e in case.entries)}"
 
 
 def plan(cases: Sequence[Case], repeats: int | None) -> Iterator[tuple[int, Case, Entry]]:

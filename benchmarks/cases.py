@@ -117,7 +117,7 @@ TINY = Spec(model="tiny", examples=2, batch_size=2, warm_up=3)
 def registered(clients: int, cohort: int) -> Entry:
     """Return fedsim with so many clients of two examples each, of whom a few take part."""
     spec = replace(TINY, clients=clients, cohort=cohort, rounds=20)
-    return Entry(label=f"{cohort:,} of {clients:,}", system="fedsim", spec=spec)
+    return Entry(label=f"{cohort} of {clients}", system="fedsim", spec=spec)
 
 
 CASES = (

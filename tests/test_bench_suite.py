@@ -219,7 +219,7 @@ def test_cases_and_systems_can_be_chosen() -> None:
     assert case.name == "2nn-b10"
     with pytest.raises(SystemExit, match="unknown: nonsense"):
         suite.choose(("nonsense",), None)
-    with pytest.raises(SystemExit, match="unknown: fedavg; there are: fedsim, "):
+    with pytest.raises(SystemExit, match="--only: unknown: fedavg; there are fedsim, "):
         suite.choose(("2nn-b10",), ("flower", "fedavg"))
 
 

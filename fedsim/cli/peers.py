@@ -18,10 +18,11 @@ def peers(context: typer.Context) -> None:
     """Measure fedsim against its peers, side by side; half an hour for everything.
 
     The suite is part of fedsim's source tree, and installs the peers into an environment of its
-    own there. Every option of `python -m benchmarks` works here.
+    own there. Its options are those of `python -m benchmarks`; the first example lists them.
 
     Examples:
 
+        fedsim bench peers -- --help
         fedsim bench peers --list
         fedsim bench peers --cases 2nn-b10,small-100 --repeats 2 --out -
         fedsim bench peers --document
