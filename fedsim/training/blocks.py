@@ -113,7 +113,7 @@ def _count(steps: Ints, plan: Plan) -> int:
     clients = len(steps)
     wanted = plan.blocks
     if plan.work:
-        worth = max(float(steps.sum()) / plan.work, 2.0)  # where two workers find enough to do
+        worth = max(float(steps.sum()) / plan.work, 2.0)  # two workers find something to do
         wanted = min(wanted, 2 ** round(math.log2(worth)))
     return max(-(-clients // plan.most), min(wanted, -(-clients // plan.least)))
 
