@@ -606,7 +606,9 @@ def test_a_manifest_describes_this_process() -> None:
     assert here.pid == os.getpid()
     assert here.cores >= 1
     assert here.versions["numpy"] == np.__version__
-    assert vars(here)["library_paths"]["fedsim"] == str(Path(manifest.__file__).parents[1])
+    assert dataclasses.asdict(here)["library_paths"]["fedsim"] == str(
+        Path(manifest.__file__).parents[1]
+    )
     assert here.processor
     assert here.created.endswith("+00:00")
 

@@ -1,8 +1,9 @@
 """Flower's strategies by name, and SCAFFOLD, behind one interface that a round can rely on.
 
-Flower's own classes do the aggregation, but for a plain mean. Around them: cohorts are chosen by us, arrays reach them
-in the order of the clients and as float64, and come back in the model's dtypes; metrics are left
-alone (the ledger has every client's); what a strategy remembers can be stored and restored.
+Flower's own classes do the aggregation, but for a plain mean. Around them: cohorts are chosen by
+us, arrays reach them in the order of the clients and as float64, and come back in the model's
+dtypes; metrics are left alone (the ledger has every client's); what a strategy remembers can be
+stored and restored.
 """
 
 from __future__ import annotations
