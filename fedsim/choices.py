@@ -98,11 +98,12 @@ def train_table_of_run(experiment: Experiment) -> TrainTable | None:
     return stored_experiment(directory).train if resumes else None
 
 
-def choose_engine(experiments: list[Experiment], tell: Tell) -> list[Experiment]:
+def choose_engine(experiments: list[Experiment], tell: Tell, *, runs: int = 1) -> list[Experiment]:
     """Decide where clients run: in Ray's workers if they save more time than their start takes.
 
     Args:
-        experiments: that one engine will serve, one after another; their compilers are decided.
+        experiments: that one engine will serve; their compilers are decided.
+        runs: how often each.
         tell: is told if Ray is not worth it.
     """
     asked = experiments[0].engine
@@ -110,10 +111,10 @@ def choose_engine(experiments: list[Experiment], tell: Tell) -> list[Experiment]
     if name == "auto":
         workers = asked.workers or len(allowed_cores()) or os.cpu_count() or 1
         rounds = [(e.experiment.rounds, round_seconds(e)) for e in experiments]
-        saved = sum(n * (each * (1 - 1 / workers) - RAY_ROUND_SECONDS) for n, each in rounds)
+        saved = runs * sum(n * (each * (1 - 1 / workers) - RAY_ROUND_SECONDS) for n, each in rounds)
         wanted = bool(asked.address) or asked.workers > 1
         name = "ray" if wanted or saved > RAY_START_SECONDS else "inline"
-        seconds = sum(n * each for n, each in rounds)
+        seconds = runs * sum(n * each for n, each in rounds)
         if name == "inline":
             tell(
                 f"clients train in this process (some {seconds:.2g} s of work: Ray would take "
@@ -123,6 +124,13 @@ def choose_engine(experiments: list[Experiment], tell: Tell) -> list[Experiment]
     if name == "inline":
         engine = dataclasses.replace(engine, workers=0)
     return [dataclasses.replace(e, engine=engine) for e in experiments]
+
+
+def run_seconds(e: Experiment) -> float:
+    """Return about how long one core takes for a run, if nothing stops it before its last round."""
+    flops = experiment_cost(e).network.forward_flops * len(parts.dataset(e).y_test)
+    tested = flops / FLOPS_PER_SECOND["torch"] / e.server.evaluate_every
+    return e.experiment.rounds * (round_seconds(e) + tested)
 
 
 def round_seconds(e: Experiment) -> float:

@@ -36,6 +36,9 @@ class ExperimentTable:
     name: str = setting("quickstart", "names the run and its directory")
     seed: int = setting(0, "fixes partition, sampling, initial draw and batches", low=0)
     rounds: int = setting(30, "federated rounds", low=1)
+    stop_at_accuracy: float = setting(
+        0.0, "ends a run as soon as its test accuracy gets there; 0: never", low=0, high=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,12 @@ class DataTable:
     min_examples: int = setting(1, "every client holds at least so many examples", low=1)
     test_fraction: float = setting(
         0.2, "held out for testing where a dataset has no test split", above=0, below=1
+    )
+    validation_fraction: float = setting(
+        0.0,
+        "tests on so much of the training part, held out, instead of the test part; 0: no",
+        low=0,
+        below=1,
     )
     missing: str = setting("refuse", "dataset = file: missing values", choices=("refuse", "impute"))
     standardize: bool = setting(False, "dataset = file: numeric columns to mean 0, deviation 1")

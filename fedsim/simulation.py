@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fedsim
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError, EngineError
+from fedsim.runs import holds_run
 
 if TYPE_CHECKING:
-    from fedsim.engine import Executor
+    from fedsim.engine import Executor, Federation
+    from fedsim.engine.pool import RayExecutor
 
 SERVER_APP, CLIENT_APP = "server.app:app", "clients.app:app"
 
@@ -97,6 +100,72 @@ def open_engine(experiment: Experiment) -> Executor:
         workers=engine.workers,
         address=engine.address,
         gpu=engine.device == "cuda",
+    )
+
+
+class OneByOne:
+    """A bench on which experiments run one after another, each with all workers.
+
+    ``around`` gives the context in which one runs.
+    """
+
+    places = 1
+
+    def __init__(
+        self,
+        executor: Executor,
+        tell: Callable[[str], None] = ignore,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._executor, self._tell, self._around = executor, tell, around
+
+    def begin(self, experiment: Experiment, tell: Callable[[str], None]) -> None:
+        """Run an experiment to its end."""
+        complete = prepare(experiment, self._tell)
+        with self._around():
+            simulate(complete, self._executor)
+        tell("")
+
+    def wait(self) -> None:
+        """Return: whatever was begun has ended."""
+
+
+class SideBySide:
+    """A bench on which every worker has an experiment of its own, server and clients.
+
+    Workers must see the driver's files, so they have to be on its machine.
+    """
+
+    def __init__(self, executor: RayExecutor, tell: Callable[[str], None] = ignore) -> None:
+        self._executor, self._tell = executor, tell
+        self.places = executor.places
+
+    def begin(self, experiment: Experiment, tell: Callable[[str], None]) -> None:
+        """Queue an experiment; one whose worker dies goes on at another."""
+        complete = prepare(experiment, self._tell)
+
+        def make() -> Federation:
+            going_on = holds_run(Path(complete.run.out))
+            where = dataclasses.replace(complete.run, resume=going_on)
+            return federation_of(dataclasses.replace(complete, run=where))
+
+        self._executor.begin(make, tell)
+
+    def wait(self) -> None:
+        """Wait until something happened, a second at most."""
+        self._executor.wait(1.0)
+
+
+def federation_of(experiment: Experiment) -> Federation:
+    """Return the Flower apps with an experiment, to be run in one worker."""
+    from fedsim.engine import Federation
+
+    return Federation(
+        SERVER_APP,
+        str(app_directory()),
+        nodes=experiment.data.clients,
+        seed=experiment.experiment.seed,
+        run_config=experiment.flat(),
     )
 
 

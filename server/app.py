@@ -69,9 +69,11 @@ def main(grid: Grid, context: Context) -> None:
         open_run(experiment, about={"blocks": dataclasses.asdict(plan)}) as ledger,
         LedgerWriter(ledger) as writer,
     ):
-        done = 0
+        done, last = 0, settings.rounds
+        reached = partial(is_reached, settings.stop_at_accuracy)
         if checkpoint := ledger.checkpoint():
             done, arrays = checkpoint.round, checkpoint.arrays
+            last = done if any(map(reached, ledger.rounds())) else last
             aggregator.restore(checkpoint.state)
             restore_states(grid, checkpoint.client_states, node_of)
         rounds = federated_rounds(
@@ -79,7 +81,7 @@ def main(grid: Grid, context: Context) -> None:
             aggregator,
             arrays,
             first=done + 1,
-            last=settings.rounds,
+            last=last,
             choose=partial(
                 choose_clients, settings.seed, clients=clients, cohort=server.clients_per_round
             ),
@@ -122,6 +124,8 @@ def main(grid: Grid, context: Context) -> None:
                 blanks = why_blank(outcome.clients, outcome.energy, own_threads=own_threads)
                 writer.append(entry, blanks)
                 report(outcome.row, settings.rounds)
+                if reached(outcome.row):
+                    break
         except RoundFailed as failure:
             writer.flush()
             ledger.append_failed_round(failure.clients)
@@ -139,6 +143,11 @@ def cut_cohort(
         Part(places=places, work=(float(steps[places].sum()), float(held[places].sum())))
         for places in blocks
     ]
+
+
+def is_reached(stop_at_accuracy: float, row: RoundRow) -> bool:
+    """Say whether a round's test accuracy is what the run was to stop at; 0 is never reached."""
+    return bool(stop_at_accuracy and (row.test_accuracy or 0.0) >= stop_at_accuracy)
 
 
 def level_of(measure: MeasureTable, round: int) -> str:

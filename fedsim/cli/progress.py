@@ -5,12 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fedsim import units
 from fedsim.records import RoundRow
+
+if TYPE_CHECKING:
+    from fedsim.study.design import Cell
+    from fedsim.study.execute import CellResult, StudyRuns
 
 LOGGER = "flwr.fedsim"  # where the ServerApp reports each round
 
@@ -137,3 +143,51 @@ def say(text: str, *, quiet: bool = False) -> None:
     """Tell what is being waited for."""
     if not quiet:
         print(text, file=sys.stderr, flush=True)
+
+
+class StudyProgress:
+    """Shows the runs of a study: those that ended, how many are to go, how long that will take.
+
+    Where runs go one after another on a terminal, each one's rounds show too.
+    """
+
+    def __init__(self, done: StudyRuns, *, side_by_side: bool, quiet: bool) -> None:
+        self._done, self._quiet = done, quiet
+        self._rounds = not side_by_side and sys.stderr.isatty()
+        self._began = time.monotonic()
+        self._ended = 0
+        self._title = ""
+
+    def tell(self, cell: Cell, result: CellResult | None) -> None:
+        """Show that a run begins (no result), or what became of it."""
+        if result is None:
+            self._title = f"{name_of(cell)}: "
+            return
+        self._ended += 1
+        runs = len(self._done.wanted())
+        pace = (time.monotonic() - self._began) / self._ended
+        left = f"{runs} to go, about {units.seconds(pace * runs)}" if runs else "none to go"
+        how = f"failed: {result.error}" if result.error else described(result.directory)
+        say(
+            f"[{self._ended}/{self._ended + runs}] {name_of(cell)}: {how}; {left}",
+            quiet=self._quiet,
+        )
+
+    def around(self) -> AbstractContextManager[None]:
+        """Show the rounds of the run that has just begun."""
+        return progress(self._title, quiet=self._quiet or not self._rounds)
+
+
+def name_of(cell: Cell) -> str:
+    """Name a run of a study."""
+    values = [cell.label, *(f"{key.rpartition('.')[2]} {value:g}" for key, value in cell.point)]
+    return f"{'tuning ' if cell.tuning else ''}{', '.join(values)}, seed {cell.seed}"
+
+
+def described(directory: Path) -> str:
+    """Say how a run ended."""
+    from fedsim.ledger.read import load
+
+    run = load(directory)
+    accuracy = units.shown(run.test_accuracy, units.percent)
+    return f"{accuracy} after {run.last_round} rounds"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -22,14 +22,18 @@ from fedsim.cli.options import (
     Settings,
     with_data_directory,
 )
-from fedsim.cli.progress import progress, say, teller
-from fedsim.errors import RunFailed
+from fedsim.cli.progress import StudyProgress, say, teller
+from fedsim.config import EngineTable, Experiment, ModelTable
+from fedsim.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
+    from fedsim.engine.pool import RayExecutor
     from fedsim.measure.timings import Calibration
     from fedsim.report.arms import Arm
-    from fedsim.study.design import Study
-    from fedsim.study.execute import CellResult
+    from fedsim.study.design import Study, Values
+    from fedsim.study.execute import Bench, StudyRuns
+
+Tell = Callable[[str], None]
 
 
 def study(
@@ -38,11 +42,14 @@ def study(
     out: Annotated[
         Path | None, typer.Option(help="The study's directory; default: runs/NAME.")
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would run, and for how long; run nothing.")
+    ] = False,
     data_dir: DataDirectory = None,
     output: Format = OutputFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Run an experiment for every combination of axes and seeds.
+    """Run an experiment for every combination of axes and seeds, and decide its hypotheses.
 
     Runs that are there already are not run again, so the same command goes on with a study that
     was stopped, and tries failed runs once more.
@@ -50,104 +57,158 @@ def study(
     Examples:
 
         fedsim study configs/activations.toml
+        fedsim study configs/activations.toml --plan
         fedsim study configs/activations.toml -s experiment.rounds=60 --out runs/longer
     """
     from fedsim.runs import runs_root
-    from fedsim.study.design import read_study
+    from fedsim.study.design import label_of
+    from fedsim.study.file import read_study
     from fedsim.vocabulary import vocabulary
 
     started = time.monotonic()
     overrides = with_data_directory(settings, data_dir)
-    plan = read_study(file, overrides, vocabulary=vocabulary())
-    directory = out or runs_root() / plan.name
-    results, already = run_study(plan, directory, quiet=quiet)
-    failed = [result for result in results if result.error]
-    show_study(plan, directory, results, output)
+    asked = read_study(file, overrides, vocabulary=vocabulary())
+    directory = out or runs_root() / asked.name
+    if plan:
+        show_plan(plan_of(asked, directory), output)
+        return
+    done, already = run_study(asked, directory, quiet=quiet)
+    finals = list(done.finals())
+    failed = [r for r in done.results.values() if r.error]
+    show_study(done, directory, output)
     if output is OutputFormat.text:
+        complete = sum(r is not None and not r.error for _, _, r in finals)
         again = f", {already} of them were there already" if already else ""
         taken = units.seconds(time.monotonic() - started)
-        typer.echo(f"{len(results) - len(failed)} of {len(results)} runs complete{again}, {taken}")
+        typer.echo(f"{complete} of {len(finals)} runs complete{again}, {taken}")
         typer.echo(f"runs: {directory}")
-    if failed:
-        raise RunFailed("\n".join(f"{r.directory}: {r.error}" for r in failed))
+    problems = [f"{r.directory}: {r.error}" for r in failed]
+    problems += [
+        f"{label_of(arm)}: {curve.problem}" for arm, curve in done.curves.items() if curve.problem
+    ]
+    if problems:
+        raise RunFailed("\n".join(problems))
 
 
-def run_study(plan: Study, directory: Path, *, quiet: bool) -> tuple[list[CellResult], int]:
-    """Run what is missing; return what became of all cells, and how many were there before."""
+def run_study(asked: Study, directory: Path, *, quiet: bool) -> tuple[StudyRuns, int]:
+    """Run what is missing; return all cells, and how many results were there before."""
     from fedsim.choices import choose_engine
-    from fedsim.config import Experiment
-    from fedsim.ledger.files import CALIBRATION, write_atomically
-    from fedsim.simulation import open_engine, prepare, simulate
-    from fedsim.study.design import Cell
-    from fedsim.study.execute import (
-        check_directory,
-        is_complete,
-        prepared,
-        run_cells,
-        with_compiler_of,
-        with_engine,
-    )
+    from fedsim.simulation import OneByOne, SideBySide, open_engine
+    from fedsim.study.execute import StudyRuns, run_cells
+    from fedsim.study.stored import write_study
+    from fedsim.vocabulary import vocabulary
 
     tell = teller(quiet=quiet)
-    plan = prepared(with_compiler_of(plan, directory), partial(prepare, tell=tell))
-    check_directory(plan, directory)
-    done = [cell for cell in plan.cells if is_complete(cell, directory)]
+    asked = with_compiler_of(asked, directory)
+    arms = prepared_arms(asked, tell)
+    done = StudyRuns(study=asked, directory=directory, vocabulary=vocabulary())
+    missing = done.wanted()
+    already = sum(r is not None for _, _, r in done.finals())
+    write_study(directory, asked)
+    time_activations(list(arms), directory, new=bool(missing), quiet=quiet)
+    if not missing:
+        return done, already
+    runs = -(-len(missing) // len(arms))
+    (first, *_) = choose_engine(list(arms), tell, runs=runs)
+    engine = first.engine
+    done.study = with_engine(asked, engine)
+    kind = "runs" if asked.tune is None else "runs so far, tuning first"
+    say(f"{asked.name}: {len(missing)} {kind}, starting the {engine.name} engine", quiet=quiet)
     with ExitStack() as stack:
-        executor: Any = None
-        known = directory / CALIBRATION
-        if len(done) < len(plan.cells) or not known.is_file():
-            experiments = [cell.experiment for cell in plan.cells]
-            if timed := calibration_of(experiments, known, quiet=quiet):
-                directory.mkdir(parents=True, exist_ok=True)
-                write_atomically(known, timed)
-        if len(done) < len(plan.cells):
-            missing = [cell.experiment for cell in plan.cells if cell not in done]
-            (first, *_) = choose_engine(missing, tell)
-            plan = with_engine(plan, first.engine)
-            engine = first.engine.name
-            say(f"{plan.name}: {len(plan.cells)} runs, starting the {engine} engine", quiet=quiet)
-            executor = open_engine(first)
-            stack.callback(executor.close)
-
-        def execute(cell: Cell, experiment: Experiment) -> None:
-            number = plan.cells.index(cell) + 1
-            title = f"[{number}/{len(plan.cells)}] {cell.label}, seed {cell.seed}: "
-            with progress(title, quiet=quiet):
-                simulate(experiment, executor)
-
-        return list(run_cells(plan, directory, execute)), len(done)
+        side_by_side = engine.name == "ray" and not engine.address
+        shown = StudyProgress(done, side_by_side=side_by_side, quiet=quiet)
+        executor = open_engine(first)
+        stack.callback(executor.close)
+        bench: Bench = (
+            SideBySide(cast("RayExecutor", executor), tell)
+            if side_by_side
+            else OneByOne(executor, tell, shown.around)
+        )
+        run_cells(done, bench, shown.tell)
+    return done, already
 
 
-def show_study(
-    plan: Study, directory: Path, results: Sequence[CellResult], output: OutputFormat
+def prepared_arms(asked: Study, tell: Tell) -> list[Experiment]:
+    """Check every arm against its data before anything runs; return an experiment of each.
+
+    Raises:
+        ConfigError, DataError: as for a run; and arms that differ in more than a hypothesis says.
+    """
+    from fedsim.simulation import prepare
+    from fedsim.study.design import unlike_arms
+    from fedsim.vocabulary import vocabulary
+
+    found = {}
+    for arm in asked.arms:
+        for cell in asked.first_cells(arm, vocabulary()):
+            found[arm] = prepare(cell.experiment, tell)
+    if problems := unlike_arms(asked, found):
+        raise ConfigError(problems)
+    return list(found.values())
+
+
+def with_compiler_of(asked: Study, directory: Path) -> Study:
+    """Leave the choice of a compiler to the runs that are there already: arms have to compare."""
+    from fedsim.ledger.read import list_runs
+    from fedsim.runs import stored_experiment
+
+    compiler = asked.base.get("train.compiler", "auto")
+    if compiler != "auto" or "train.compiler" in asked.axes or not directory.is_dir():
+        return asked
+    runs = [run.path for run in list_runs(directory) if run.status != "damaged"]
+    if not runs:
+        return asked
+    stored = stored_experiment(runs[0]).train.compiler
+    return dataclasses.replace(asked, base={**asked.base, "train.compiler": stored})
+
+
+def with_engine(asked: Study, engine: EngineTable) -> Study:
+    """Let every cell run on one engine, and say so in its manifest."""
+    keys = {f"engine.{key}": value for key, value in dataclasses.asdict(engine).items()}
+    return dataclasses.replace(asked, base={**asked.base, **keys})
+
+
+def time_activations(
+    arms: Sequence[Experiment], directory: Path, *, new: bool, quiet: bool
 ) -> None:
+    """Time the activations of the arms that ask for it, if that was not done here before."""
+    from fedsim.ledger.files import CALIBRATION, write_atomically
+
+    known = directory / CALIBRATION
+    if (new or not known.is_file()) and (timed := calibration_of(arms, known, quiet=quiet)):
+        write_atomically(known, timed)
+
+
+def show_study(done: StudyRuns, directory: Path, output: OutputFormat) -> None:
     """Print the arms side by side, from their complete runs."""
     from fedsim.report.arms import calibration_in, kinds_of, summarise_arm, timed_elsewhere
     from fedsim.report.summary import run_summary
     from fedsim.report.tables import arms_table, show
+    from fedsim.study.design import label_of
 
+    asked = done.study
+    finals = list(done.finals())
+    complete = [r for _, _, r in finals if r and not r.error]
     calibration = calibration_in(directory)
-    complete = [result for result in results if not result.error]
     timings = calibration.activations if calibration else {}
     elsewhere = timed_elsewhere(calibration, [r.directory for r in complete]) if calibration else []
-    activations = {r.cell.label: r.cell.experiment.model.activation for r in results}
     arms = [
         summarise_arm(
-            label,
-            [None if r.error else r.directory for r in results if r.cell.label == label],
-            plan.targets,
-            timings.get(activation),
+            label_of(arm),
+            [r.directory if r and not r.error else None for a, _, r in finals if a == arm],
+            asked.targets,
+            timings.get(activation_of(asked, arm)),
         )
-        for label, activation in activations.items()
+        for arm in asked.arms
     ]
     if output is OutputFormat.text:
-        axes = ", ".join(axis.rpartition(".")[2] for axis in plan.axes)
-        show(arms_table(axes, arms, plan.targets))
+        axes = ", ".join(axis.rpartition(".")[2] for axis in asked.axes)
+        show(arms_table(axes, arms, asked.targets))
         typer.echo(
-            f"{over_seeds(len(plan.seeds))}; client CPU is measured (training alone), uplink is "
+            f"{over_seeds(len(asked.seeds))}; client CPU is measured (training alone), uplink is "
             "counted (serialised messages)"
         )
-        bill(axes, arms, plan.targets)
+        bill(axes, arms, asked.targets)
         for line in doubts(calibration, elsewhere):
             typer.echo(f"warning: {line}")
         return
@@ -156,11 +217,11 @@ def show_study(
     ]
     failed = [
         {"arm": dict(r.cell.arm), "seed": r.cell.seed, "run": str(r.directory), "error": r.error}
-        for r in results
+        for r in done.results.values()
         if r.error
     ]
     document = {
-        "study": plan.name,
+        "study": asked.name,
         "out": str(directory),
         "cells": cells,
         "failed": failed,
@@ -170,6 +231,12 @@ def show_study(
         "calibration_elsewhere": elsewhere if calibration else None,
     }
     typer.echo(json.dumps(document))
+
+
+def activation_of(asked: Study, arm: Values) -> str:
+    """Return the activation of an arm."""
+    default = ModelTable().activation
+    return str({**asked.base, **dict(arm)}.get("model.activation", default))
 
 
 def over_seeds(seeds: int) -> str:

@@ -10,6 +10,7 @@ from fedsim.data.digits import read_digits
 from fedsim.data.file import read_file
 from fedsim.data.idx import read_fashion_mnist, read_mnist
 from fedsim.data.source import Source, data_directory
+from fedsim.data.split import without_test
 from fedsim.errors import DataError, nearest
 
 Reader = Callable[[Source], Dataset]
@@ -32,6 +33,7 @@ def load_dataset(
     label: str = "",
     client: str = "",
     test_fraction: float = 0.2,
+    validation_fraction: float = 0.0,
     missing: str = "refuse",
     standardize: bool = False,
 ) -> Dataset:
@@ -46,6 +48,8 @@ def load_dataset(
         client: for ``file``: the column or array of client ids; empty for no natural split.
         test_fraction: the part held out where there is no test split, in (0, 1); which examples
             that are depends on the data alone, never on an experiment's seed.
+        validation_fraction: of the training part, held out and given as the test part, in [0, 1);
+            the published test part is then left alone. 0 gives that.
         missing: for tables: ``refuse`` gaps, or ``impute`` them from the training part.
         standardize: for tables: bring columns of numbers to mean 0 and standard deviation 1.
 
@@ -54,7 +58,7 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise DataError(f"data.dataset = {name!r}: unknown dataset; {nearest(name, DATASETS)}")
-    return DATASETS[name](
+    data = DATASETS[name](
         Source(
             dataset=name,
             directory=data_directory(directory),
@@ -67,3 +71,4 @@ def load_dataset(
             standardize=standardize,
         )
     )
+    return without_test(data, validation_fraction) if validation_fraction else data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import pickle
 import platform
@@ -18,10 +19,13 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 
-from fedsim.engine.apps import AppSource, assume_identity
+from fedsim.engine.apps import AppSource, assume_identity, load_server_app
 from fedsim.engine.arrays import register_array_serializer
 from fedsim.engine.cohort import Reply, Setting, offers_cohorts, run_block
 from fedsim.engine.executor import Job, Outcome
+from fedsim.engine.federations import Federation, problem_of
+from fedsim.engine.inline import InlineExecutor
+from fedsim.engine.simulation import run_server_app
 from fedsim.engine.worker import Record, copy_record, delivered, run_job
 from fedsim.errors import EngineError
 
@@ -117,6 +121,22 @@ class Worker:
         small = sum(array_bytes(part) for parts, _ in results for part in parts) < PICKLED_BYTES
         answer = (time.perf_counter() - started, results)
         return pickle.dumps(answer, protocol=5) if small else list(answer)
+
+    def run_federation(self, federation: Federation) -> str:
+        """Run a ServerApp with the clients in here, to its end; return what went wrong, or ""."""
+        assert self._app is not None
+        logging.getLogger("flwr").setLevel(logging.ERROR)
+        try:
+            run_server_app(
+                load_server_app(federation.reference, federation.directory),
+                InlineExecutor(self._app),
+                nodes=federation.nodes,
+                run_config=federation.run_config,
+                seed=federation.seed,
+            )
+        except Exception as error:
+            return problem_of(error)
+        return ""
 
     def _unpack(self, shared: bytes | list[Any]) -> tuple[RecordDict, Setting]:
         key = shared if isinstance(shared, bytes) else shared[0]

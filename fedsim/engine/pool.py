@@ -8,7 +8,7 @@ one client cannot stop a federation.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from fedsim.engine.chunks import Chunk, chunks_of, without
 from fedsim.engine.cohort import Cohort, Usage
 from fedsim.engine.crew import Crew, Load
 from fedsim.engine.executor import Job, Outcome
+from fedsim.engine.federations import Federation, FederationLoad
 from fedsim.engine.prediction import CostModel
 from fedsim.engine.ray_start import RaySession, cores_here, own_cores, places
 from fedsim.engine.units import Round, usage_of
@@ -126,6 +127,19 @@ class RayExecutor:
         lingers = load.answered and time.monotonic() - load.answered > LINGER_SECONDS
         gone = this.missing if this.has(load) else lingers
         return [] if gone else [load]
+
+    @property
+    def places(self) -> int:
+        """How many federations run at once; waits until Ray is up."""
+        return len(self._crew.handles)
+
+    def begin(self, make: Callable[[], Federation], tell: Callable[[str], None]) -> None:
+        """Queue a whole federation for one worker; see :class:`FederationLoad`."""
+        self._crew.add([FederationLoad(make, tell)])
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something happened to the federations, for at most so many seconds."""
+        self._crew.step(time.monotonic() + seconds)
 
     def close(self) -> None:
         """End the workers, and Ray if it was started or joined here."""

@@ -9,54 +9,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fedsim.ledger.files import CALIBRATION
-from fedsim.ledger.read import Run, load
-from fedsim.measure.convergence import (
-    area_under_curve,
-    best_accuracy,
-    cost_to_target,
-    final_accuracy,
-)
+from fedsim.ledger.read import load
 from fedsim.measure.timings import Calibration, Timing, read_calibration
 from fedsim.records import ClientRow, Kind, RoundRow
 from fedsim.records import figures as columns
-from fedsim.report.summary import curve, local_accuracy, total
+from fedsim.study.figures import COSTS, FIGURES, figures_of, to_target
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
-
-# The figures of a run, and what kind each is. Bytes of an update or a step, and what is modelled,
-# are of one client in one round, on average; the others of the whole run.
-FIGURES: dict[str, Kind] = {
-    "test_accuracy": "counted",
-    "best_accuracy": "counted",
-    "area_under_curve": "counted",
-    "local_accuracy": "counted",
-    "local_worst_decile": "counted",
-    "local_gini": "counted",
-    "cpu_seconds": "measured",
-    "train_flops": "counted",
-    "uplink_bytes": "counted",
-    "downlink_bytes": "counted",
-    "dense_bytes": "counted",
-    "compressed_bytes": "counted",
-    "saved_bytes": "counted",
-    "hidden_zero_fraction": "counted",
-    "hidden_dead_fraction": "counted",
-    "modelled_seconds_per_client": "modelled",
-    "modelled_joules_per_client": "modelled",
-}
-
-# What is spent until a target is reached.
-COSTS: dict[str, Kind] = {
-    "rounds": "counted",
-    "cpu_seconds": "measured",
-    "train_flops": "counted",
-    "bytes": "counted",  # up and down
-    "wall_seconds": "measured",
-}
+    pass  # type: ignore[import-untyped, unused-ignore]
 
 # What is shown of the timings, and what that sums up.
 TIMED = {"ns_per_element": ("forward_ns", "backward_ns"), "share_of_step": ("share_of_step",)}
@@ -130,11 +91,6 @@ def timings_as_json(timings: Timing) -> dict[str, Any]:
     return {name: t and {"kind": "measured", **asdict(t)} for name, t in found}
 
 
-def to_target(cost: str, target: float) -> str:
-    """Name the figure of a cost until a target, such as ``bytes_to_0.95``."""
-    return f"{cost}_to_{target:g}"
-
-
 def kind_of(figure: str) -> Kind:
     """Return whether a figure of an arm is counted, measured or modelled."""
     if figure in TIMED:
@@ -176,72 +132,6 @@ def summarise_arm(
         figures={n: Spread(values=v if complete[n] else ()) for n, v in spreads.items()},
         timings=timings,
     )
-
-
-def figures_of(run: Run, targets: Sequence[float]) -> dict[str, float | None]:
-    """Return a run's figures by name.
-
-    NaN stands for a figure that the run does not have, None for a target that it did not reach.
-    """
-    rounds, clients = run.rounds, run.clients
-    evaluated, accuracy = curve(run)
-    local = local_accuracy(run) or {}
-    figures = {
-        "test_accuracy": final_accuracy(accuracy),
-        "best_accuracy": best_accuracy(accuracy),
-        "area_under_curve": area_under_curve(evaluated, accuracy),
-        "local_accuracy": local.get("mean"),
-        "local_worst_decile": local.get("worst_decile"),
-        "local_gini": local.get("gini"),
-        "hidden_zero_fraction": hidden(run, "zero_fraction"),
-        "hidden_dead_fraction": hidden(run, "dead_fraction"),
-    }
-    for name in ("cpu_seconds", "train_flops", "uplink_bytes", "downlink_bytes"):
-        figures[name] = total(rounds[name])
-    for name in ("dense_bytes", "compressed_bytes", "saved_bytes"):
-        figures[name] = mean(clients[name])
-    for name in ("modelled_seconds", "modelled_joules"):
-        figures[f"{name}_per_client"] = mean(clients[name])
-    known = {name: math.nan if v is None else float(v) for name, v in figures.items()}
-    return {**known, **costs_to_targets(rounds, targets)}
-
-
-def costs_to_targets(rounds: pd.DataFrame, targets: Sequence[float]) -> dict[str, float | None]:
-    """Return what was spent until each target; NaN where a round does not say what it cost."""
-    tested = rounds.test_accuracy.notna().to_numpy()
-    accuracy = rounds.test_accuracy[tested].tolist()
-    figures: dict[str, float | None] = {}
-    for cost in COSTS:
-        spent = spent_until(rounds, cost)[tested]
-        for target in targets:
-            reached = cost_to_target(spent.tolist(), accuracy, target)
-            figures[to_target(cost, target)] = math.nan if np.isnan(spent).any() else reached
-    return figures
-
-
-def spent_until(rounds: pd.DataFrame, cost: str) -> np.ndarray:
-    """Return what was spent until the end of each round, (rounds,); NaN from a missing one on."""
-    if cost == "rounds":
-        return np.asarray(rounds["round"], dtype=np.float64)
-    names = ["uplink_bytes", "downlink_bytes"] if cost == "bytes" else [cost]
-    spent = rounds[names].to_numpy("float64", na_value=np.nan)
-    return np.cumsum(spent.sum(axis=1))
-
-
-def mean(column: pd.Series) -> float | None:
-    """Return the mean of the figures that are there, or None if none is."""
-    values = column.dropna().tolist()
-    return math.fsum(values) / len(values) if values else None
-
-
-def hidden(run: Run, column: str) -> float | None:
-    """Return the mean of a figure over clients and hidden layers, after local training.
-
-    It is of the last round that was looked at (``measure.level = "full"``). Hidden layers are
-    those with an activation, which alone have such figures.
-    """
-    after = run.layers[(run.layers.phase == "after").fillna(False)].dropna(subset=[column])
-    return mean(after[column][after["round"] == after["round"].max()])
 
 
 def calibration_in(directory: Path) -> Calibration | None:

@@ -13,12 +13,11 @@ from fedsim.measure.convergence import (
     area_under_curve,
     best_accuracy,
     final_accuracy,
-    gini,
-    worst_decile,
 )
+from fedsim.study.figures import curve, local_accuracy, total
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+    pass  # type: ignore[import-untyped, unused-ignore]
 
 
 def run_summary(path: Path) -> dict[str, Any]:
@@ -67,37 +66,6 @@ def run_summary(path: Path) -> dict[str, Any]:
         "modelled_joules": total(used.modelled_joules) or None,
         "blanks": run.manifest.blanks,
         "model_sha256": run.manifest.model_sha256,
-    }
-
-
-def total(column: pd.Series) -> Any:
-    """Sum a column exactly, of whatever length; None where one of its figures is missing."""
-    return None if column.isna().any() else sum(column.tolist())
-
-
-def curve(run: Run) -> tuple[list[float], list[float]]:
-    """Return the evaluated rounds, and the test accuracy after each."""
-    tested = run.rounds.dropna(subset=["test_accuracy"])
-    return [float(r) for r in tested["round"]], [float(a) for a in tested.test_accuracy]
-
-
-def local_accuracy(run: Run) -> dict[str, float | None] | None:
-    """Return how well the clients' own models do on their own data, and how evenly.
-
-    This is of the last completed round in which clients looked (``measure.level = "full"``);
-    clients that did not say are left out.
-    """
-    clients = run.clients
-    looked = clients[clients["round"] <= run.last_round].dropna(subset=["accuracy_after"])
-    values = [float(v) for v in looked.accuracy_after[looked["round"] == looked["round"].max()]]
-    if not values:
-        return None
-    mean = math.fsum(values) / len(values)
-    return {
-        "round": int(looked["round"].max()),
-        "mean": mean,
-        "worst_decile": worst_decile(values),
-        "gini": gini(values),
     }
 
 

@@ -1,188 +1,282 @@
-"""A study file, and the cells that it asks for."""
+"""What a study is: arms (a value for each axis), seeds, tuning, hypotheses; and its cells."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from fedsim import config
-from fedsim.config import (
-    Experiment,
-    Vocabulary,
-    changes_result,
-    fields_by_key,
-    flatten,
-    nearest_key,
-)
-from fedsim.errors import ConfigError, nearest
+from fedsim.config import Experiment, Vocabulary
+from fedsim.errors import ConfigError
 
-KEYS = ("base", "set", "axes", "seeds", "targets")
-DEFAULT_SEEDS = 3
-DEFAULT_TARGETS = (0.9,)
+# A value for each of some keys: of the axes, it is an arm; of what is tuned, a point.
+Values = tuple[tuple[str, Any], ...]
+Claim = Literal["better", "worse", "equal"]
+Split = Literal["validation", "test"]
+
+TUNING = "tuning"  # the directory of the runs that choose
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run of a study: an arm (a value for each axis) and a seed."""
+    """One run of a study: an arm, the values that were tuned for it, and a seed.
 
-    arm: tuple[tuple[str, Any], ...]
+    ``tuning`` marks a run that serves to choose such values and is no result.
+    """
+
+    arm: Values
+    point: Values = ()
     seed: int
+    tuning: bool = False
     experiment: Experiment
 
     @property
     def label(self) -> str:
         """The arm's values, for people."""
-        return ", ".join(str(value) for _, value in self.arm) or "base"
+        return label_of(self.arm)
 
     @property
     def folder(self) -> Path:
-        """Where the run lies in the study's directory; unlike arms never share one."""
-        parts = [f"{key.rpartition('.')[2]}={quote(str(value), '')}" for key, value in self.arm]
-        return Path(",".join(parts) or "base") / f"seed-{self.seed}"
+        """Where the run lies in the study's directory; unlike cells never share one."""
+        parts = [Path(TUNING)] if self.tuning else []
+        parts.append(Path(folder_of(self.arm) or "base"))
+        if self.point:
+            parts.append(Path(folder_of(self.point)))
+        return Path(*parts) / f"seed-{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """How values are chosen for each arm by itself, see :mod:`fedsim.study.tuning`.
+
+    Attributes:
+        grids: dotted key to the value at which a grid of ratio 10^(1/3) begins.
+        choices: dotted key to the values that are tried.
+        seeds: of the runs that choose; apart from the study's own, but for ``split = "test"``.
+        endpoint: what is best at the chosen point.
+        split: what that is measured on. "test" is the procedure of older papers, and a study that
+            uses it may compare figures, but gives no verdicts.
+        validation_fraction: of the training part.
+        settings: dotted keys that count more than the base's in these runs.
+    """
+
+    grids: Mapping[str, float]
+    choices: Mapping[str, tuple[Any, ...]]
+    seeds: tuple[int, ...]
+    endpoint: str
+    split: Split = "validation"
+    validation_fraction: float = 0.1
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """A claim about one arm beside another, to be decided by their runs.
+
+    Attributes:
+        endpoint: see :mod:`fedsim.study.endpoints`.
+        claim: what is said of the arm: better, worse, or equal to the reference.
+        margin: what counts as a difference: of a difference, in its own units; of a ratio, as a
+            share (0.1: beyond 1.1 times, or below 1 / 1.1).
+        direction: which values are better.
+        scale: whether the two are subtracted or divided.
+    """
+
+    arm: Values
+    reference: Values
+    endpoint: str
+    claim: Claim
+    margin: float
+    direction: Literal["higher", "lower"]
+    scale: Literal["difference", "ratio"]
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The axes in which arm and reference differ."""
+        there = dict(self.reference)
+        return tuple(key for key, value in self.arm if there[key] != value)
+
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        """Arm and reference by what tells them apart, and what they share."""
+        changed = self.changed
+        arm, reference = (
+            label_of(tuple((k, v) for k, v in side if k in changed))
+            for side in (self.arm, self.reference)
+        )
+        return arm, reference, named(tuple((k, v) for k, v in self.arm if k not in changed))
+
+    @property
+    def text(self) -> str:
+        """The hypothesis in words."""
+        arm, reference, where = self.labels
+        than = {"better": "is better than", "worse": "is worse than", "equal": "equals"}
+        at = f", {where}" if where else ""
+        return f"{arm} {than[self.claim]} {reference} in {self.endpoint}{at}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A study: its name, its cells in the order they run, and the accuracies it asks about."""
+    """A study, complete and checked; ``base`` holds dotted keys, the command line's among them."""
 
     name: str
-    axes: tuple[str, ...]
+    about: str = ""
+    base: Mapping[str, Any]
+    axes: Mapping[str, tuple[Any, ...]]
     seeds: tuple[int, ...]
     targets: tuple[float, ...]
-    cells: tuple[Cell, ...]
+    tune: Tune | None = None
+    hypotheses: tuple[Hypothesis, ...] = ()
+
+    @property
+    def arms(self) -> list[Values]:
+        """A value for each axis, in every combination."""
+        return [
+            tuple(zip(self.axes, values, strict=True))
+            for values in itertools.product(*self.axes.values())
+        ]
+
+    def cell(self, arm: Values, point: Values, seed: int, vocabulary: Vocabulary) -> Cell:
+        """Return the run of an arm whose tuned values are known.
+
+        Raises:
+            ConfigError: its experiment cannot run as written.
+        """
+        flat = {**self.base, **dict(arm), **dict(point), "experiment.seed": seed}
+        experiment = config.from_flat(flat, vocabulary=vocabulary)
+        return Cell(arm=arm, point=point, seed=seed, experiment=experiment)
+
+    def tuning_cell(self, arm: Values, point: Values, seed: int, vocabulary: Vocabulary) -> Cell:
+        """Return a run that tries values for an arm; on the test split it is a result as well.
+
+        Raises:
+            ConfigError: its experiment cannot run as written.
+        """
+        assert self.tune is not None
+        if self.tune.split == "test":
+            return self.cell(arm, point, seed, vocabulary)
+        flat: dict[str, Any] = {
+            **self.base,
+            "data.validation_fraction": self.tune.validation_fraction,
+            **self.tune.settings,
+            **dict(arm),
+            **dict(point),
+            "experiment.seed": seed,
+        }
+        experiment = config.from_flat(flat, vocabulary=vocabulary)
+        return Cell(arm=arm, point=point, seed=seed, tuning=True, experiment=experiment)
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Refuse a study of which an arm cannot run.
+
+        Raises:
+            ConfigError: with the problems of all arms, each once.
+        """
+        problems: dict[str, None] = {}
+        for arm in self.arms:
+            try:
+                for cell in self.first_cells(arm, vocabulary):
+                    problems.update(dict.fromkeys(stopping_problems(self, cell.experiment)))
+            except ConfigError as error:
+                problems.update(dict.fromkeys(error.problems))
+        if problems:
+            raise ConfigError(list(problems))
+
+    def first_cells(self, arm: Values, vocabulary: Vocabulary) -> Iterator[Cell]:
+        """Yield an arm's first run, and its first one that tunes."""
+        point: Values = ()
+        if self.tune is not None:
+            starts = {**self.tune.grids, **{k: v[0] for k, v in self.tune.choices.items()}}
+            point = tuple(starts.items())
+            yield self.tuning_cell(arm, point, self.tune.seeds[0], vocabulary)
+        yield self.cell(arm, point, self.seeds[0], vocabulary)
+
+    def document(self) -> dict[str, Any]:
+        """Return the study as JSON values, from which :func:`study_of` makes it again."""
+        return asdict(self)
 
 
-def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) -> Study:
-    """Read a study file and check every cell of it.
-
-    Args:
-        path: a TOML file: ``base`` (an experiment file, relative to this one), ``[set]`` (dotted
-            keys to values that count more than the base's), ``[axes]`` (dotted keys to lists of
-            values), ``seeds`` (how many from the base's on, or a list) and ``targets`` (test
-            accuracies).
-        overrides: of base and ``[set]``, as on the command line.
-        vocabulary: as for :func:`fedsim.config.read`.
-
-    Raises:
-        ConfigError: with every problem found in the file and in any cell, a line each.
-    """
-    raw = config.read_toml(path)
-    if "base" not in raw and set(raw) & set(config.TABLES):
-        raise ConfigError([f"{path}: is an experiment; use: fedsim run {path}"])
-    problems = [f"{key}: unknown key; {nearest(key, KEYS)}" for key in raw if key not in KEYS]
-    axes = read_axes(raw.get("axes", {}), problems)
-    seeds = read_seeds(raw.get("seeds", DEFAULT_SEEDS), problems)
-    targets = read_targets(raw.get("targets", DEFAULT_TARGETS), problems)
-    base = read_base(path, raw.get("base"), problems)
-    base |= read_settings(raw.get("set", {}), axes, problems)
-    problems += [
-        f"-s {text}: is an axis of this study; change [axes] instead"
-        for text in overrides
-        if text.partition("=")[0].strip() in axes
-    ]
-    if problems:
-        raise ConfigError([f"{path}: {line}" for line in problems])
-    cells = list(make_cells(base, axes, seeds, overrides, vocabulary))
+def study_of(document: Mapping[str, Any]) -> Study:
+    """Make a study from its JSON values."""
+    tune, hypotheses = document["tune"], document["hypotheses"]
     return Study(
-        name=path.stem,
-        axes=tuple(axes),
-        seeds=tuple(sorted({cell.seed for cell in cells})),
-        targets=targets,
-        cells=tuple(cells),
+        **{name: document[name] for name in ("name", "about", "base")},
+        axes={key: tuple(values) for key, values in document["axes"].items()},
+        seeds=tuple(document["seeds"]),
+        targets=tuple(document["targets"]),
+        tune=tune
+        and Tune(
+            **{
+                **tune,
+                "choices": {key: tuple(values) for key, values in tune["choices"].items()},
+                "seeds": tuple(tune["seeds"]),
+            }
+        ),
+        hypotheses=tuple(
+            Hypothesis(**{**h, "arm": pairs(h["arm"]), "reference": pairs(h["reference"])})
+            for h in hypotheses
+        ),
     )
 
 
-def read_base(path: Path, name: object, problems: list[str]) -> dict[str, Any]:
-    """Return the base experiment's keys."""
-    if not isinstance(name, str):
-        problems.append("base: must name an experiment file")
-        return {}
-    return flatten(config.read_toml(path.parent / name))
+def pairs(values: Any) -> Values:
+    """Return what JSON made lists of as it was."""
+    return tuple((key, value) for key, value in values)
 
 
-def read_settings(raw: object, axes: Collection[str], problems: list[str]) -> dict[str, Any]:
-    """Return what counts more than the base: dotted key to value; the cells check the values."""
-    settings = flatten(raw) if isinstance(raw, Mapping) else {}
-    if not isinstance(raw, Mapping):
-        problems.append("set: must be a table of keys and values")
-    for key in settings:
-        if key not in fields_by_key():
-            problems.append(f"set.{key}: unknown key; {nearest_key(key)}")
-        elif key in axes:
-            problems.append(f"set.{key}: is an axis of this study too; keep one of them")
-    return settings
+def unlike_arms(study: Study, arms: Mapping[Values, Experiment]) -> list[str]:
+    """Say which hypotheses are about arms that differ in more than their axis.
 
-
-def read_axes(raw: object, problems: list[str]) -> dict[str, list[Any]]:
-    """Return the axes: dotted key to values."""
-    axes = flatten(raw) if isinstance(raw, Mapping) else {}
-    if not isinstance(raw, Mapping):
-        problems.append("axes: must be a table of keys and lists")
-    for key, values in axes.items():
-        if key not in fields_by_key():
-            problems.append(f"axes.{key}: unknown key; {nearest_key(key)}")
-        elif key == "experiment.seed":
-            problems.append("axes.experiment.seed: seeds are no axis; use seeds = [...]")
-        elif not changes_result(key):
-            problems.append(f"axes.{key}: changes no result, so it is no axis; use -s {key}=...")
-        if not isinstance(values, list) or not values:
-            problems.append(f"axes.{key} = {values!r}: must be a list of values")
-        elif len({repr(v) for v in values}) < len(values):
-            problems.append(f"axes.{key} = {values!r}: names a value twice")
-    return axes
-
-
-def read_seeds(raw: object, problems: list[str]) -> int | list[int]:
-    """Return how many seeds, or which."""
-    if isinstance(raw, int) and not isinstance(raw, bool) and raw >= 1:
-        return raw
-    if isinstance(raw, list) and raw and all(type(seed) is int and seed >= 0 for seed in raw):
-        return sorted(set(raw))
-    problems.append(f"seeds = {raw!r}: must be a number of at least 1, or a list of seeds")
-    return 1
-
-
-def read_targets(raw: object, problems: list[str]) -> tuple[float, ...]:
-    """Return the accuracies that are asked about."""
-    values: list[Any] = list(raw) if isinstance(raw, (list, tuple)) else [raw]
-    if all(type(v) in (int, float) and 0 < v <= 1 for v in values):
-        return tuple(float(v) for v in values)
-    problems.append(f"targets = {raw!r}: must be test accuracies, above 0 and at most 1")
-    return ()
-
-
-def make_cells(
-    base: Mapping[str, Any],
-    axes: Mapping[str, list[Any]],
-    seeds: int | list[int],
-    overrides: Sequence[str],
-    vocabulary: Vocabulary,
-) -> list[Cell]:
-    """Return a cell for each arm and seed, seed by seed, so that every arm has early results.
-
-    Raises:
-        ConfigError: with the problems of all cells, each once.
+    Args:
+        study: whose hypotheses are looked at.
+        arms: an experiment of each, with everything decided.
     """
-    cells: list[Cell] = []
     problems: dict[str, None] = {}
-    for values in itertools.product(*axes.values()):
-        arm = tuple(zip(axes, values, strict=True))
-        try:
-            experiment = config.read(
-                None, overrides, vocabulary=vocabulary, base={**base, **dict(arm)}
+    tuned = {*study.tune.grids, *study.tune.choices} if study.tune else set()
+    for h in study.hypotheses:
+        for line in config.differences(arms[h.reference], arms[h.arm]):
+            key = line.partition(":")[0]
+            if key not in {*h.changed, *tuned, "experiment.seed"}:
+                arm, reference, _ = h.labels
+                text = f"{arm} and {reference} would differ in {line} too; set {key} for both"
+                problems[text] = None
+    return list(problems)
+
+
+def stopping_problems(study: Study, experiment: Experiment) -> Iterator[str]:
+    """Yield the endpoints that runs which stop at a target cannot give."""
+    from fedsim.study.endpoints import target_of
+
+    stop = experiment.experiment.stop_at_accuracy
+    tuned = [study.tune.endpoint] if study.tune else []
+    for name in [*(h.endpoint for h in study.hypotheses), *tuned] if stop else []:
+        target = target_of(name)
+        if target is None or target > stop:
+            yield (
+                f"endpoint = {name!r}: experiment.stop_at_accuracy = {stop:g} ends runs before "
+                f"that is known; use one such as rounds_to_{stop:g}, or set it to 0"
             )
-        except ConfigError as error:
-            problems.update(dict.fromkeys(error.problems))
-            continue
-        first = experiment.experiment.seed
-        for seed in range(first, first + seeds) if isinstance(seeds, int) else seeds:
-            flat = {**experiment.flat(), "experiment.seed": seed}
-            seeded = config.from_flat(flat, vocabulary=vocabulary)
-            cells.append(Cell(arm=arm, seed=seed, experiment=seeded))
-    if problems:
-        raise ConfigError(list(problems))
-    return sorted(cells, key=lambda cell: cell.seed)
+
+
+def label_of(values: Values) -> str:
+    """Values for people."""
+    return ", ".join(str(value) for _, value in values) or "base"
+
+
+def named(values: Values) -> str:
+    """Values with the names of their keys, such as ``labels_per_client 2``."""
+    return ", ".join(f"{short(key)} {value}" for key, value in values)
+
+
+def short(key: str) -> str:
+    """The last part of a dotted key."""
+    return key.rpartition(".")[2]
+
+
+def folder_of(values: Values) -> str:
+    """Name a directory after values."""
+    return ",".join(f"{short(key)}={quote(str(value), '')}" for key, value in values)
