@@ -16,6 +16,7 @@ from fedsim.study.design import Tune, Values
 
 STEPS_PER_DECADE = 3
 MOST_STEPS = 9  # three decades either way; who is not inside by then has no optimum there
+ROUNDED = 0.01  # of a step, at the most, that three digits are away from their power
 GOOD_POINTS = 0.01  # of accuracy below the best: still in the good window
 
 Place = tuple[int, ...]  # steps from the start of each grid, then the number of each choice
@@ -78,8 +79,14 @@ class Curve:
 
 
 def grid_value(start: float, steps: int) -> float:
-    """Return a value of the grid, to three significant digits: 0.1, 0.215, 0.464, 1."""
-    return float(f"{start * 10 ** (steps / STEPS_PER_DECADE):.3g}")
+    """Return a value of the grid, to three significant digits: 0.1, 0.215, 0.464, 1.
+
+    A start that is such a rounded power of ten itself stands for the power, so that grids with
+    unlike starts share their values.
+    """
+    exact = math.log10(start) * STEPS_PER_DECADE
+    power = round(exact) if abs(round(exact) - exact) < ROUNDED else exact
+    return float(f"{10 ** ((power + steps) / STEPS_PER_DECADE):.3g}")
 
 
 def point_at(tune: Tune, place: Place) -> Values:
