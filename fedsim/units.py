@@ -14,6 +14,16 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
+def points(value: float) -> str:
+    """A difference of shares, in percentage points, with its sign."""
+    return f"{100 * value:+.2f} points"
+
+
+def times(value: float) -> str:
+    """A ratio."""
+    return f"{value:.3g}x"
+
+
 def seconds(value: float) -> str:
     """A duration, in the unit that suits it."""
     if value == 0:

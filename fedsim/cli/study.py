@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -22,6 +22,7 @@ from fedsim.cli.options import (
     Settings,
     with_data_directory,
 )
+from fedsim.cli.plan import show_plan
 from fedsim.cli.progress import StudyProgress, say, teller
 from fedsim.config import EngineTable, Experiment, ModelTable
 from fedsim.errors import ConfigError, RunFailed
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fedsim.report.arms import Arm
     from fedsim.study.design import Study, Values
     from fedsim.study.execute import Bench, StudyRuns
+    from fedsim.study.verdicts import Verdict
 
 Tell = Callable[[str], None]
 
@@ -61,7 +63,6 @@ def study(
         fedsim study configs/activations.toml -s experiment.rounds=60 --out runs/longer
     """
     from fedsim.runs import runs_root
-    from fedsim.study.design import label_of
     from fedsim.study.file import read_study
     from fedsim.vocabulary import vocabulary
 
@@ -70,24 +71,18 @@ def study(
     asked = read_study(file, overrides, vocabulary=vocabulary())
     directory = out or runs_root() / asked.name
     if plan:
-        show_plan(plan_of(asked, directory), output)
+        show_plan(asked, directory, output)
         return
     done, already = run_study(asked, directory, quiet=quiet)
-    finals = list(done.finals())
-    failed = [r for r in done.results.values() if r.error]
-    show_study(done, directory, output)
+    show_study(done, output)
     if output is OutputFormat.text:
-        complete = sum(r is not None and not r.error for _, _, r in finals)
+        complete, cells = len(done.complete()), len(asked.arms) * len(asked.seeds)
         again = f", {already} of them were there already" if already else ""
         taken = units.seconds(time.monotonic() - started)
-        typer.echo(f"{complete} of {len(finals)} runs complete{again}, {taken}")
-        typer.echo(f"runs: {directory}")
-    problems = [f"{r.directory}: {r.error}" for r in failed]
-    problems += [
-        f"{label_of(arm)}: {curve.problem}" for arm, curve in done.curves.items() if curve.problem
-    ]
-    if problems:
-        raise RunFailed("\n".join(problems))
+        typer.echo(f"{complete} of {cells} runs complete{again}, {taken}")
+        typer.echo(f"runs: {directory}; to look at them: fedsim report {directory}")
+    if failures := done.failures():
+        raise RunFailed("\n".join(failures))
 
 
 def run_study(asked: Study, directory: Path, *, quiet: bool) -> tuple[StudyRuns, int]:
@@ -179,58 +174,86 @@ def time_activations(
         write_atomically(known, timed)
 
 
-def show_study(done: StudyRuns, directory: Path, output: OutputFormat) -> None:
-    """Print the arms side by side, from their complete runs."""
-    from fedsim.report.arms import calibration_in, kinds_of, summarise_arm, timed_elsewhere
-    from fedsim.report.summary import run_summary
+def show_study(done: StudyRuns, output: OutputFormat) -> None:
+    """Print the arms side by side, and the verdicts, from the complete runs."""
+    from fedsim.report.arms import calibration_in, summarise_arm, timed_elsewhere
     from fedsim.report.tables import arms_table, show
+    from fedsim.report.verdicts import verdicts_table
     from fedsim.study.design import label_of
+    from fedsim.study.verdicts import judge
 
-    asked = done.study
-    finals = list(done.finals())
-    complete = [r for _, _, r in finals if r and not r.error]
-    calibration = calibration_in(directory)
+    asked, complete = done.study, done.complete()
+    calibration = calibration_in(done.directory)
     timings = calibration.activations if calibration else {}
-    elsewhere = timed_elsewhere(calibration, [r.directory for r in complete]) if calibration else []
+    elsewhere = timed_elsewhere(calibration, list(complete.values())) if calibration else []
     arms = [
         summarise_arm(
             label_of(arm),
-            [r.directory if r and not r.error else None for a, _, r in finals if a == arm],
+            [complete.get((arm, seed)) for seed in asked.seeds],
             asked.targets,
             timings.get(activation_of(asked, arm)),
         )
         for arm in asked.arms
     ]
-    if output is OutputFormat.text:
-        axes = ", ".join(axis.rpartition(".")[2] for axis in asked.axes)
-        show(arms_table(axes, arms, asked.targets))
-        typer.echo(
-            f"{over_seeds(len(asked.seeds))}; client CPU is measured (training alone), uplink is "
-            "counted (serialised messages)"
-        )
-        bill(axes, arms, asked.targets)
-        for line in doubts(calibration, elsewhere):
-            typer.echo(f"warning: {line}")
+    verdicts = judge(asked.hypotheses, asked.seeds, complete)
+    if output is OutputFormat.json:
+        document = as_json(done, arms, verdicts)
+        document["calibration_unstable"] = list(calibration.unstable) if calibration else None
+        document["calibration_elsewhere"] = elsewhere if calibration else None
+        typer.echo(json.dumps(document))
         return
+    axes = ", ".join(axis.rpartition(".")[2] for axis in asked.axes)
+    show(arms_table(axes, arms, asked.targets))
+    typer.echo(
+        f"{over_seeds(len(asked.seeds))}; client CPU is measured (training alone), uplink is "
+        "counted (serialised messages)"
+    )
+    bill(axes, arms, asked.targets)
+    for line in doubts(calibration, elsewhere):
+        typer.echo(f"warning: {line}")
+    if verdicts:
+        typer.echo("\nverdicts")
+        show(verdicts_table(verdicts))
+
+
+def as_json(done: StudyRuns, arms: Sequence[Arm], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Return a study as JSON values."""
+    from fedsim.report.arms import kinds_of
+    from fedsim.report.summary import run_summary
+
+    results = {r.directory: r.cell for r in done.results.values()}
     cells = [
-        {"arm": dict(r.cell.arm), "seed": r.cell.seed, **run_summary(r.directory)} for r in complete
+        {
+            "arm": dict(arm),
+            "tuned": dict(results[path].point),
+            "seed": seed,
+            **run_summary(path),
+        }
+        for (arm, seed), path in done.complete().items()
     ]
     failed = [
-        {"arm": dict(r.cell.arm), "seed": r.cell.seed, "run": str(r.directory), "error": r.error}
+        {
+            "arm": dict(r.cell.arm),
+            "tuned": dict(r.cell.point),
+            "seed": r.cell.seed,
+            "tuning": r.cell.tuning,
+            "run": str(r.directory),
+            "error": r.error,
+        }
         for r in done.results.values()
         if r.error
     ]
-    document = {
-        "study": asked.name,
-        "out": str(directory),
+    return {
+        "study": done.study.name,
+        "about": done.study.about,
+        "out": str(done.directory),
         "cells": cells,
         "failed": failed,
+        "verdicts": [verdict.as_json() for verdict in verdicts],
+        "tuning": [curve.as_json() for curve in done.curves.values()],
         "kinds": kinds_of(cells[0]) if cells else {},
         "arms": [arm.as_json() for arm in arms],
-        "calibration_unstable": list(calibration.unstable) if calibration else None,
-        "calibration_elsewhere": elsewhere if calibration else None,
     }
-    typer.echo(json.dumps(document))
 
 
 def activation_of(asked: Study, arm: Values) -> str:

@@ -12,7 +12,8 @@ from rich.table import Table
 from fedsim import units
 from fedsim.ledger.read import RunSummary
 from fedsim.measure.timings import Interval
-from fedsim.report.arms import TIMED, Arm, Spread, kind_of, to_target
+from fedsim.report.arms import TIMED, Arm, Spread, kind_of
+from fedsim.study.figures import to_target
 
 # A column of figures: its title, the figure of an arm, and how that is printed.
 Column = tuple[str, str, Callable[[float], str]]

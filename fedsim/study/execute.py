@@ -15,7 +15,7 @@ from fedsim.errors import ConfigError, FedsimError
 from fedsim.ledger.read import Run, load
 from fedsim.measure.convergence import best_accuracy
 from fedsim.runs import holds_run, stored_experiment
-from fedsim.study.design import Cell, Study, Values
+from fedsim.study.design import Cell, Study, Values, label_of
 from fedsim.study.endpoints import endpoint_of, value_of
 from fedsim.study.figures import curve
 from fedsim.study.tuning import Curve, Tried, search, summed_up
@@ -125,6 +125,23 @@ class StudyRuns:
             values = [badness(run, self.study.tune.endpoint) for run in done]
             self._tried[arm, point] = summed_up(point, values, len(results) - len(done))
         return self._tried[arm, point]
+
+    def complete(self) -> dict[tuple[Values, int], Path]:
+        """Return where the complete results lie, by arm and seed."""
+        return {
+            (arm, seed): result.directory
+            for arm, seed, result in self.finals()
+            if result and not result.error
+        }
+
+    def failures(self) -> list[str]:
+        """Say which runs failed and why, and of which arms nobody can say what suits them."""
+        runs = [f"{r.directory}: {r.error}" for r in self.results.values() if r.error]
+        return runs + [
+            f"{label_of(arm)}: {curve.problem}"
+            for arm, curve in self.curves.items()
+            if curve.problem
+        ]
 
     def finals(self) -> Iterator[tuple[Values, int, CellResult | None]]:
         """Yield every result that the study asks for, seed by seed; None: it did not run."""

@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedsim.study.design import Tune, Values
 
@@ -54,6 +55,30 @@ class Curve:
     tried: tuple[Tried, ...]
     best: Values | None = None
     problem: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the curve as JSON values; what is infinite, where a run failed, is None."""
+        return {
+            "arm": dict(self.arm),
+            "best": None if self.best is None else dict(self.best),
+            "problem": self.problem or None,
+            "windows": {key: self.window(key) for key, _ in self.grid_keys},
+            "tried": [
+                {
+                    "point": dict(t.point),
+                    "badness": t.badness if math.isfinite(t.badness) else None,
+                    "accuracy": t.accuracy,
+                    "runs": t.runs,
+                    "failed": t.failed,
+                }
+                for t in self.tried
+            ],
+        }
+
+    @property
+    def grid_keys(self) -> list[tuple[str, float]]:
+        """The keys of the best point that have a number to tune."""
+        return [(k, v) for k, v in self.best or () if isinstance(v, float)]
 
     def window(self, key: str) -> tuple[float, float] | None:
         """Return the range of a grid's values that are within a point of the best accuracy.
