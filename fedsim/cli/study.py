@@ -24,14 +24,14 @@ from fedsim.cli.options import (
 )
 from fedsim.cli.plan import show_plan
 from fedsim.cli.progress import StudyProgress, say, teller
-from fedsim.config import EngineTable, Experiment, ModelTable
+from fedsim.config import EngineTable, Experiment
 from fedsim.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
     from fedsim.engine.pool import RayExecutor
     from fedsim.measure.timings import Calibration
     from fedsim.report.arms import Arm
-    from fedsim.study.design import Study, Values
+    from fedsim.study.design import Study
     from fedsim.study.execute import Bench, StudyRuns
     from fedsim.study.verdicts import Verdict
 
@@ -176,25 +176,15 @@ def time_activations(
 
 def show_study(done: StudyRuns, output: OutputFormat) -> None:
     """Print the arms side by side, and the verdicts, from the complete runs."""
-    from fedsim.report.arms import calibration_in, summarise_arm, timed_elsewhere
+    from fedsim.report.arms import calibration_in, summarise_study, timed_elsewhere
     from fedsim.report.tables import arms_table, show
     from fedsim.report.verdicts import verdicts_table
-    from fedsim.study.design import label_of
     from fedsim.study.verdicts import judge
 
     asked, complete = done.study, done.complete()
     calibration = calibration_in(done.directory)
-    timings = calibration.activations if calibration else {}
     elsewhere = timed_elsewhere(calibration, list(complete.values())) if calibration else []
-    arms = [
-        summarise_arm(
-            label_of(arm),
-            [complete.get((arm, seed)) for seed in asked.seeds],
-            asked.targets,
-            timings.get(activation_of(asked, arm)),
-        )
-        for arm in asked.arms
-    ]
+    arms = summarise_study(asked, complete, done.directory)
     verdicts = judge(asked.hypotheses, asked.seeds, complete)
     if output is OutputFormat.json:
         document = as_json(done, arms, verdicts)
@@ -254,12 +244,6 @@ def as_json(done: StudyRuns, arms: Sequence[Arm], verdicts: Sequence[Verdict]) -
         "kinds": kinds_of(cells[0]) if cells else {},
         "arms": [arm.as_json() for arm in arms],
     }
-
-
-def activation_of(asked: Study, arm: Values) -> str:
-    """Return the activation of an arm."""
-    default = ModelTable().activation
-    return str({**asked.base, **dict(arm)}.get("model.activation", default))
 
 
 def over_seeds(seeds: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from fedsim import units
 from fedsim.measure.cores import allowed_cores, keep_on

@@ -14,6 +14,7 @@ from fedsim.ledger.read import load
 from fedsim.measure.timings import Calibration, Timing, read_calibration
 from fedsim.records import ClientRow, Kind, RoundRow
 from fedsim.records import figures as columns
+from fedsim.study.design import Study, Values, label_of
 from fedsim.study.figures import COSTS, FIGURES, figures_of, to_target
 
 if TYPE_CHECKING:
@@ -132,6 +133,29 @@ def summarise_arm(
         figures={n: Spread(values=v if complete[n] else ()) for n, v in spreads.items()},
         timings=timings,
     )
+
+
+def summarise_study(
+    study: Study, runs: Mapping[tuple[Values, int], Path], directory: Path
+) -> list[Arm]:
+    """Read the arms of a study.
+
+    Args:
+        study: whose arms they are.
+        runs: where the complete runs lie, by arm and seed; others count as failed.
+        directory: the study's, in which the activations' timings may lie.
+    """
+    calibration = calibration_in(directory)
+    timings = calibration.activations if calibration else {}
+    return [
+        summarise_arm(
+            label_of(arm),
+            [runs.get((arm, seed)) for seed in study.seeds],
+            study.targets,
+            timings.get(study.value(arm, "model.activation")),
+        )
+        for arm in study.arms
+    ]
 
 
 def calibration_in(directory: Path) -> Calibration | None:

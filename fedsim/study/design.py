@@ -140,6 +140,10 @@ class Study:
             for values in itertools.product(*self.axes.values())
         ]
 
+    def value(self, arm: Values, key: str) -> Any:
+        """Return what a key is in an arm."""
+        return {**self.base, **dict(arm)}.get(key, config.fields_by_key()[key].default)
+
     def cell(self, arm: Values, point: Values, seed: int, vocabulary: Vocabulary) -> Cell:
         """Return the run of an arm whose tuned values are known.
 

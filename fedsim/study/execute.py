@@ -53,6 +53,7 @@ class StudyRuns:
         results: what became of a cell, by its folder.
         curves: what tuning found, by arm.
         running: folders in which a run is under way, which nobody looks into.
+        retry: whether a run that failed before is to be tried again; otherwise it is a result.
     """
 
     study: Study
@@ -61,10 +62,11 @@ class StudyRuns:
     results: dict[Path, CellResult] = field(default_factory=dict)
     curves: dict[Values, Curve] = field(default_factory=dict)
     running: set[Path] = field(default_factory=set)
+    retry: bool = True
     _tried: dict[tuple[Values, Values], Tried] = field(default_factory=dict)
 
     def result(self, cell: Cell) -> CellResult | None:
-        """Return what became of a cell; one that lies there complete is looked at once.
+        """Return what became of a cell; what lies there is looked at once.
 
         Raises:
             ConfigError: what lies there is of another experiment.
@@ -72,9 +74,14 @@ class StudyRuns:
         folder = cell.folder
         if folder in self.running:
             return None
-        if folder not in self.results and is_complete(path := self.directory / folder):
-            check_cell(cell, self.directory)
-            self.results[folder] = CellResult(cell=cell, directory=path)
+        path = self.directory / folder
+        if folder not in self.results and holds_run(path):
+            run = load(path)
+            failed = run.status == "failed" and not self.retry
+            if run.status == "completed" or failed:
+                check_cell(cell, self.directory)
+                error = (run.manifest.error or "failed") if failed else None
+                self.results[folder] = CellResult(cell=cell, directory=path, error=error)
         return self.results.get(folder)
 
     def wanted(self) -> list[Cell]:
@@ -161,11 +168,6 @@ def badness(run: Run, endpoint: str) -> tuple[float, float]:
         value = math.log(value) if value > 0 else -math.inf
     bad = -value if known.direction == "higher" else value
     return (math.inf if math.isnan(bad) else bad), best_accuracy(curve(run)[1]) or 0.0
-
-
-def is_complete(path: Path) -> bool:
-    """Say whether the run in a directory has come to its end."""
-    return holds_run(path) and load(path).status == "completed"
 
 
 def check_cell(cell: Cell, directory: Path) -> None:

@@ -80,19 +80,23 @@ class Curve:
         """The keys of the best point that have a number to tune."""
         return [(k, v) for k, v in self.best or () if isinstance(v, float)]
 
-    def window(self, key: str) -> tuple[float, float] | None:
-        """Return the range of a grid's values that are within a point of the best accuracy.
-
-        It is the unbroken range around the most accurate point, other values being the best ones.
-        """
-        if self.best is None:
-            return None
-        others = [(k, v) for k, v in self.best if k != key]
-        line = sorted(
+    def line(self, key: str) -> list[tuple[float, float]]:
+        """Return a grid's values and their accuracies, other values being the best ones."""
+        others = [(k, v) for k, v in self.best or () if k != key]
+        return sorted(
             (dict(t.point)[key], t.accuracy)
             for t in self.tried
             if [(k, v) for k, v in t.point if k != key] == others
         )
+
+    def window(self, key: str) -> tuple[float, float] | None:
+        """Return the range of a grid's values that are within a point of the best accuracy.
+
+        It is the unbroken range around the most accurate point; None where none was chosen.
+        """
+        if self.best is None:
+            return None
+        line = self.line(key)
         best = max(range(len(line)), key=lambda i: line[i][1])
         limit = line[best][1] - GOOD_POINTS
         low = high = best

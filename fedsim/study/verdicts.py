@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from fedsim.ledger.read import Run, load
 from fedsim.measure.machines import unlike_machines
+from fedsim.records import Kind
 from fedsim.study.design import Hypothesis, Values
 from fedsim.study.endpoints import Endpoint, endpoint_of, value_of
 from fedsim.study.statistics import ALPHA, Evidence, Region, holm, seeds_needed, weigh
@@ -55,6 +56,12 @@ class Verdict:
     high: float | None = None
     p_holm: float | None = None
     seeds_needed: int | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """Whether the endpoint is counted, measured or modelled."""
+        endpoint = endpoint_of(self.hypothesis.endpoint)
+        return endpoint.kind if endpoint else "counted"
 
     @property
     def censored(self) -> tuple[int, int]:

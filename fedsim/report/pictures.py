@@ -1,0 +1,281 @@
+"""The figures of a report: accuracy, costs, differences, tuning, health, bills, partition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedsim import units
+from fedsim.report.curves import ArmCurve
+from fedsim.report.drawing import (
+    Pen,
+    Picture,
+    Table,
+    columns_for,
+    hide_unused,
+    marker,
+    new_figure,
+)
+from fedsim.report.verdicts import effect, interval, margin
+from fedsim.study.tuning import Curve
+from fedsim.study.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Panels (what is not compared) to arms (what is) to a curve.
+Panels = Mapping[str, Mapping[str, ArmCurve]]
+
+
+def order_of(panels: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Number the arms, so that each looks the same in every panel and picture."""
+    names = dict.fromkeys(name for panel in panels.values() for name in panel)
+    return {name: i for i, name in enumerate(names)}
+
+
+def accuracy_by_round(panels: Panels, targets: Sequence[float]) -> Picture:
+    """Test accuracy by round, with a band over the seeds."""
+    order = order_of(panels)
+
+    def draw(pen: Pen, narrow: bool) -> Figure:
+        rows, columns = columns_for(len(panels))
+        figure, axes = new_figure(narrow, rows=rows, columns=columns, row_inches=2.9, sharey=True)
+        for axis, (title, arms) in zip(axes, panels.items(), strict=False):
+            axis.set_title(title)
+            for name, curve in arms.items():
+                style = pen.series(order[name])
+                axis.plot(curve.rounds, 100 * curve.accuracy, label=name, lw=1.4, **style)
+                low, high = 100 * curve.low, 100 * curve.high
+                axis.fill_between(curve.rounds, low, high, color=style["color"], alpha=0.15, lw=0)
+            show_targets(axis, pen, targets)
+            axis.set_xlabel("round")
+        axes[0].set_ylabel("test accuracy, %")
+        finish(figure, axes, len(panels), narrow, order, pen)
+        return figure
+
+    return Picture(
+        name="accuracy",
+        title="Test accuracy by round",
+        caption="Mean over the seeds; the band goes from the lowest seed to the highest. A run "
+        "that stopped at its target stays at what it had.",
+        kinds=("counted",),
+        draw=draw,
+        table=curve_table(panels),
+    )
+
+
+def accuracy_by_cost(panels: Panels, targets: Sequence[float]) -> Picture:
+    """Test accuracy against what was spent: the arm to the upper left wins."""
+    order = order_of(panels)
+    costs = (("transferred_bytes", 1e-6, "MB, both ways"), ("cpu_seconds", 1.0, "client CPU, s"))
+
+    def draw(pen: Pen, narrow: bool) -> Figure:
+        figure, axes = new_figure(
+            narrow, rows=len(panels), columns=len(costs), row_inches=2.7, sharey=True
+        )
+        cells = [(title, arms, cost) for title, arms in panels.items() for cost in costs]
+        for axis, (title, arms, (cost, factor, label)) in zip(axes, cells, strict=False):
+            axis.set_title(title)
+            for name, curve in arms.items():
+                spent = factor * getattr(curve, cost)
+                axis.plot(
+                    spent, 100 * curve.accuracy, label=name, lw=1.4, **pen.series(order[name])
+                )
+            show_targets(axis, pen, targets)
+            axis.set_xlabel(label)
+            axis.set_ylabel("test accuracy, %")
+        finish(figure, axes, len(cells), narrow, order, pen)
+        return figure
+
+    return Picture(
+        name="cost",
+        title="Test accuracy against bytes and CPU seconds",
+        caption="What all clients together had sent and received, and computed, by the time the "
+        "accuracy was there; means over the seeds. Whoever is further up and to the left has the "
+        "better bargain.",
+        kinds=("counted", "measured"),
+        draw=draw,
+        table=cost_table(panels),
+    )
+
+
+def show_targets(axis: Any, pen: Pen, targets: Sequence[float]) -> None:
+    """Mark the accuracies that a study asks about."""
+    for target in targets:
+        axis.axhline(100 * target, color=pen["muted"], lw=0.8, ls=(0, (4, 3)))
+
+
+def finish(
+    figure: Figure, axes: Sequence[Any], used: int, narrow: bool, order: Mapping[str, int], pen: Pen
+) -> None:
+    """Hide what is empty, and put one legend beside or below all panels."""
+    hide_unused(axes, used)
+    if len(order) < 2:
+        return
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], **pen.series(i), lw=1.6) for i in order.values()]
+    columns = 3 if narrow else min(len(order), 7)
+    figure.legend(lines, list(order), loc="outside lower center", ncols=columns, fontsize=8)
+
+
+def curve_table(panels: Panels) -> Table:
+    """The ends of the curves."""
+    rows = [
+        (
+            title,
+            name,
+            f"{c.rounds[-1]:.0f}",
+            units.percent(c.accuracy[-1]),
+            f"{units.percent(c.low[-1])} to {units.percent(c.high[-1])}",
+            str(c.runs),
+        )
+        for title, arms in panels.items()
+        for name, c in arms.items()
+    ]
+    return ("setting", "arm", "rounds", "test accuracy", "seeds from, to", "seeds"), rows
+
+
+def cost_table(panels: Panels) -> Table:
+    """What the arms spent in all."""
+    rows = [
+        (
+            title,
+            name,
+            units.shown(c.transferred_bytes[-1], units.size),
+            units.shown(c.cpu_seconds[-1], units.seconds),
+            units.percent(c.accuracy[-1]),
+        )
+        for title, arms in panels.items()
+        for name, c in arms.items()
+    ]
+    return ("setting", "arm", "bytes, both ways", "client CPU", "test accuracy"), rows
+
+
+def forest(verdicts: Sequence[Verdict]) -> Picture:
+    """Paired differences with intervals and margins, a line for each hypothesis."""
+    shown = [v for v in verdicts if v.estimate is not None and v.low is not None]
+    groups = {
+        scale: [v for v in shown if v.hypothesis.scale == scale]
+        for scale in ("ratio", "difference")
+    }
+    groups = {scale: found for scale, found in groups.items() if found}
+
+    def draw(pen: Pen, narrow: bool) -> Figure:
+        from matplotlib.figure import Figure
+
+        heights = [0.24 * len(found) + 0.9 for found in groups.values()]
+        figure = Figure(figsize=(4.0 if narrow else 8.2, sum(heights)), layout="constrained")
+        axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axis, (scale, found) in zip(axes, groups.items(), strict=True):
+            forest_panel(axis, pen, scale, found, narrow)
+        return figure
+
+    rows = [
+        (
+            v.hypothesis.text,
+            effect(v),
+            interval(v),
+            margin(v.hypothesis),
+            str(len(v.pairs)),
+            v.verdict,
+        )
+        for v in verdicts
+    ]
+    return Picture(
+        name="differences",
+        title="Paired differences, with 95% intervals",
+        caption="Each line is one hypothesis: arm against reference, paired by seed (BCa "
+        "bootstrap). Within the shaded zone a difference is smaller than the margin. Filled: "
+        "supported; crossed: refuted; hollow: inconclusive.",
+        kinds=tuple(dict.fromkeys(kind for v in shown for kind in [v.kind])),
+        draw=draw,
+        table=(("hypothesis", "effect", "95% interval", "margin", "seeds", "verdict"), rows),
+    )
+
+
+def forest_panel(axis: Any, pen: Pen, scale: str, found: Sequence[Verdict], narrow: bool) -> None:
+    """Draw the hypotheses of one scale; a difference of accuracies is in points."""
+    shares = scale == "difference" and all(abs(v.estimate or 0) <= 1 for v in found)
+    factor = 100.0 if shares else 1.0
+    fills = {"supported": ("series-2", "o"), "refuted": ("series-4", "X")}
+    for place, v in enumerate(found):
+        y = len(found) - 1 - place
+        h = v.hypothesis
+        zone = (1 / (1 + h.margin), 1 + h.margin) if scale == "ratio" else (-h.margin, h.margin)
+        axis.fill_between([factor * z for z in zone], y - 0.5, y + 0.5, color=pen["zone"], lw=0)
+        name, shape = fills.get(v.verdict, ("muted", "o"))
+        axis.plot([factor * (v.low or 0), factor * (v.high or 0)], [y, y], color=pen[name], lw=1.5)
+        face = pen[name] if v.verdict in fills else "none"
+        axis.plot([factor * (v.estimate or 0)], [y], shape, color=pen[name], mfc=face, ms=5)
+    labels = [line_label(v, narrow) for v in found][::-1]
+    axis.set_yticks(range(len(found)), labels, fontsize=6 if narrow else 8)
+    axis.axvline(1 if scale == "ratio" else 0, color=pen["muted"], lw=0.8)
+    axis.grid(visible=False, axis="y")
+    axis.set_ylim(-0.6, len(found) - 0.4)
+    if scale == "ratio":
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_xlabel("arm / reference: left of 1x the arm takes less")
+    else:
+        axis.set_xlabel("arm - reference" + (", percentage points" if shares else ""))
+
+
+def line_label(verdict: Verdict, narrow: bool) -> str:
+    """Name a hypothesis beside its line."""
+    h = verdict.hypothesis
+    arm, reference, where = h.labels
+    first = f"{arm} / {reference}" if h.scale == "ratio" else f"{arm} - {reference}"
+    place = f", {where}" if where else ""
+    return f"{first}\n{h.endpoint}{place}" if narrow else f"{first}, {h.endpoint}{place}"
+
+
+def windows(curves: Mapping[str, Mapping[str, Curve]], key: str, split: str) -> Picture:
+    """Accuracy over what was tuned, a line for each arm; the chosen value is marked."""
+    order = order_of(curves)
+    short = key.rpartition(".")[2].replace("_", " ")
+
+    def draw(pen: Pen, narrow: bool) -> Figure:
+        rows, columns = columns_for(len(curves))
+        figure, axes = new_figure(narrow, rows=rows, columns=columns, row_inches=2.7, sharey=True)
+        for axis, (title, arms) in zip(axes, curves.items(), strict=False):
+            axis.set_title(title)
+            for name, curve in arms.items():
+                line = curve.line(key)
+                style = pen.series(order[name])
+                x, y = [v for v, _ in line], [100 * a for _, a in line]
+                axis.plot(x, y, marker=marker(order[name]), ms=3, lw=1.1, **style)
+                best = dict(curve.best or ()).get(key)
+                chosen = [(v, 100 * a) for v, a in line if v == best]
+                axis.plot(*zip(*chosen, strict=True), "o", ms=9, mfc="none", color=style["color"])
+            axis.set_xscale("log")
+            axis.set_xlabel(short)
+        axes[0].set_ylabel(f"best accuracy, {split} split, %")
+        finish(figure, axes, len(curves), narrow, order, pen)
+        return figure
+
+    rows = []
+    for title, arms in curves.items():
+        for name, curve in arms.items():
+            low, high = curve.window(key) or (np.nan, np.nan)
+            decades = f"{np.log10(high / low):.2f}"
+            tried = ", ".join(f"{v:g}: {units.percent(a)}" for v, a in curve.line(key))
+            chosen = f"{dict(curve.best or ()).get(key, np.nan):g}"
+            rows.append((title, name, chosen, f"{low:g} to {high:g}", decades, tried))
+    head = ("setting", "arm", "chosen", "within a point", "decades", "tried")
+    return Picture(
+        name="tuning",
+        title=f"How wide the good {short} is",
+        caption="Mean over the tuning runs, which share no seed with the results. Circled: the "
+        "value that was chosen. The window is what lies within a point of the best accuracy; "
+        "values beyond the ends were not tried.",
+        kinds=("counted",),
+        draw=draw,
+        table=(head, rows),
+    )

@@ -1,0 +1,110 @@
+"""The parts that reports of runs and of studies have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedsim import units
+from fedsim.ledger.read import Run
+from fedsim.records import ClientRow, Kind, RoundRow
+from fedsim.records import figures as columns
+from fedsim.report.page import Section
+from fedsim.study.figures import COSTS
+
+# What a report shows, and whether that is counted, measured or modelled.
+SHOWN: dict[str, Kind] = {
+    "test accuracy": "counted",
+    "rounds": COSTS["rounds"],
+    "bytes (serialised messages)": COSTS["bytes"],
+    "training arithmetic": COSTS["train_flops"],
+    "activation health": "counted",
+    "client CPU (local training alone)": COSTS["cpu_seconds"],
+    "wall time": COSTS["wall_seconds"],
+    "peak memory": "measured",
+    "seconds and joules of a device": "modelled",
+}
+MEANINGS: dict[Kind, str] = {
+    "counted": "exact; the same on every machine",
+    "measured": "by the clocks of the machine below, under its conditions",
+    "modelled": "counted figures and a device profile",
+}
+
+
+def failures_section(runs: Sequence[Run], failed: Sequence[str]) -> Section:
+    """Say what failed: runs, and clients in rounds that went on without them."""
+    rows: list[tuple[str, ...]] = []
+    for run in runs:
+        bad = run.clients[run.clients.status != "ok"]
+        for (status, error), found in bad.groupby(["status", "error"], dropna=False, sort=True):
+            rows.append((str(status), str(len(found)), str(error), run.path.name))
+    text = tuple(failed) or ("No run failed.",)
+    if not rows:
+        text += ("Every client that was asked gave an update that could be used.",)
+    return Section(
+        name="failures",
+        title="What failed",
+        text=text,
+        table=(("status", "clients", "error", "run"), rows[:50]),
+    )
+
+
+def method_section(runs: Sequence[Run], statistics: Sequence[str] = ()) -> Section:
+    """Say which figures are counted, measured or modelled, and under which conditions."""
+    threads = distinct(str(run.manifest.threads) for run in runs)
+    cohorts = [run.clients.cohort.dropna() for run in runs]
+    most = max((int(c.max()) for c in cohorts if len(c)), default=0)
+    together = f", up to {most} clients trained in one call" if most else ""
+    text = (
+        f"Times were taken with {threads} thread(s) a worker{together}. A client's CPU seconds are "
+        "those of its training thread, so that what else ran on the machine slows them little; "
+        "wall seconds are of everything.",
+        *statistics,
+    )
+    rows: list[tuple[str, ...]] = [(what, kind, MEANINGS[kind]) for what, kind in SHOWN.items()]
+    return Section(
+        name="method",
+        title="How it was measured",
+        text=text,
+        table=(("figure", "kind", "which means"), rows),
+    )
+
+
+def manifest_section(runs: Sequence[Run], asked: Mapping[str, Any]) -> Section:
+    """Say what ran, on what; values that differ between runs are all listed."""
+    manifests = [run.manifest for run in runs]
+    rows: list[tuple[str, ...]] = [
+        (name, distinct(str(getattr(m, name)) for m in manifests))
+        for name in ("processor", "cores", "platform", "python", "commit")
+    ]
+    versions = distinct(
+        ", ".join(f"{k} {v}" for k, v in sorted(m.versions.items()) if v) for m in manifests
+    )
+    rows.append(("versions", versions))
+    engines = distinct(
+        f"{m.engine.get('name')}, {m.engine.get('workers')} workers" for m in manifests
+    )
+    seconds = [m.wall_seconds for m in manifests if m.wall_seconds]
+    rows.append(("engine", engines))
+    rows.append(("runs", f"{len(runs)}, {units.seconds(sum(seconds))} in all (measured)"))
+    rows.append(("begun", f"{min(m.created for m in manifests)} or later"))
+    resumed = sum(bool(m.resumed) for m in manifests)
+    rows.append(("resumed", f"{resumed} of the runs"))
+    return Section(
+        name="manifest",
+        title="What ran, and on what",
+        table=(("what", "is"), rows),
+        code=json.dumps(asked, indent=1, default=str),
+    )
+
+
+def distinct(values: Any) -> str:
+    """Return the different values, in their order."""
+    return "; ".join(dict.fromkeys(values))
+
+
+def known_columns() -> dict[str, Kind]:
+    """Return the kind of every column of rounds and clients."""
+    rows = {**columns(RoundRow), **columns(ClientRow)}
+    return {name: column.metadata["kind"] for name, column in rows.items()}

@@ -1,0 +1,231 @@
+"""The report of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsim import units
+from fedsim.ledger.read import Run, load
+from fedsim.report.arms import Arm
+from fedsim.report.curves import arm_curve
+from fedsim.report.details import bills, health, layer_health, partition
+from fedsim.report.page import Page, Section
+from fedsim.report.pictures import accuracy_by_cost, accuracy_by_round, forest, windows
+from fedsim.report.sections import failures_section, manifest_section, method_section
+from fedsim.report.verdicts import because, effect, interval, margin, sentence
+from fedsim.study.design import Study, Values, named
+from fedsim.study.tuning import Curve
+from fedsim.study.verdicts import Verdict
+
+MOST_ANSWERS = 6
+STATISTICS = (
+    "Arms are paired by seed: one seed fixes who holds what, who takes part and the initial draw, "
+    "for all arms. Effects are means of paired differences, or of log-ratios for costs; intervals "
+    "are BCa bootstraps with 10,000 resamples at an expanded level, which covers at 95% with few "
+    "seeds.",
+    "A hypothesis is supported if its interval lies beyond the margin on the claimed side, refuted "
+    "if it lies beyond it on the other side or the two are equivalent (two one-sided tests at 5%) "
+    "where a difference was claimed; all p-values are corrected together (Holm). A run that did "
+    "not reach its target counts with all that it spent (restricted mean).",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyData:
+    """What the report of a study is made of.
+
+    Attributes:
+        study: what was asked.
+        runs: where the complete results lie, by arm and seed.
+        arms: their figures over seeds.
+        verdicts: on the study's hypotheses.
+        curves: what tuning found, by arm.
+        failures: runs that failed and why, a line each.
+        partitions: by setting, examples by client and label of the first seed; empty where the
+            data is not at hand.
+    """
+
+    study: Study
+    runs: Mapping[tuple[Values, int], Path]
+    arms: Sequence[Arm]
+    verdicts: Sequence[Verdict]
+    curves: Mapping[Values, Curve]
+    failures: Sequence[str]
+    partitions: Mapping[str, npt.NDArray[np.int64]]
+
+
+def study_page(data: StudyData) -> Page:
+    """Return the report of a study."""
+    study = data.study
+    loaded = {key: load(path) for key, path in data.runs.items()}
+    runs = list(loaded.values())
+    by_arm = {
+        arm: [loaded[arm, s] for s in study.seeds if (arm, s) in loaded] for arm in study.arms
+    }
+    compared = compared_axes(study)
+
+    panels = {
+        title: {name: c for name, arm in arms.items() if (c := arm_curve(by_arm[arm]))}
+        for title, arms in grouped(study, compared).items()
+    }
+    panels = {title: curves for title, curves in panels.items() if curves}
+    accuracy = accuracy_by_round(panels, study.targets)
+    differences = forest(data.verdicts) if any(v.low is not None for v in data.verdicts) else None
+    sections = [
+        verdicts_section(data.verdicts),
+        Section(
+            name="curves", title="Accuracy by round", picture=accuracy if differences else None
+        ),
+        Section(
+            name="price",
+            title="What accuracy costs",
+            picture=accuracy_by_cost(panels, study.targets),
+        ),
+        arms_section(data.arms, study),
+        tuning_section(study, data.curves, compared),
+        health_section(study, compared, by_arm),
+        Section(
+            name="visits",
+            title="The clients' bills",
+            picture=bills(visits(study, compared, by_arm)),
+            missing="" if runs else "No run is complete.",
+        ),
+        partition_section(data.partitions),
+        failures_section(runs, data.failures),
+        method_section(runs, STATISTICS),
+        manifest_section(runs, study.document()),
+    ]
+    return Page(
+        title=f"{study.name}: fedsim",
+        question=study.about or study.name,
+        notice=notice_of(study, len(data.runs)),
+        answers=tuple((v.verdict, sentence(v)) for v in data.verdicts[:MOST_ANSWERS]),
+        more=summary_of(data.verdicts),
+        picture=differences or accuracy,
+        sections=[s for s in sections if s is not None and has_content(s)],
+    )
+
+
+def has_content(section: Section) -> bool:
+    """Say whether there is anything in a section."""
+    return bool(section.text or section.picture or section.table[1] or section.missing)
+
+
+def notice_of(study: Study, complete: int) -> str:
+    """Say that runs are missing."""
+    cells = len(study.arms) * len(study.seeds)
+    if complete == cells:
+        return ""
+    return f"{cells - complete} of {cells} runs are not there (yet): nothing here is final."
+
+
+def summary_of(verdicts: Sequence[Verdict]) -> str:
+    """Count the verdicts."""
+    if not verdicts:
+        return "This study has no hypothesis, so it gives figures and no verdict."
+    words = ("supported", "refuted", "inconclusive")
+    found: list[str] = [v.verdict for v in verdicts]
+    counts = ", ".join(f"{found.count(word)} {word}" for word in words)
+    return f"{len(verdicts)} hypotheses: {counts}."
+
+
+def compared_axes(study: Study) -> tuple[str, ...]:
+    """Return the axes that tell the arms of one picture apart; the others have a panel each."""
+    changed = dict.fromkeys(key for h in study.hypotheses for key in h.changed)
+    return tuple(changed) or tuple(study.axes)[-1:]
+
+
+def grouped(study: Study, compared: Sequence[str]) -> dict[str, dict[str, Values]]:
+    """Return the arms by what is not compared, then by what is."""
+    found: dict[str, dict[str, Values]] = {}
+    for arm in study.arms:
+        title = named(tuple((k, v) for k, v in arm if k not in compared))
+        name = ", ".join(str(v) for k, v in arm if k in compared) or "base"
+        found.setdefault(title, {})[name] = arm
+    return found
+
+
+def visits(
+    study: Study, compared: Sequence[str], by_arm: Mapping[Values, Sequence[Run]]
+) -> dict[str, list[Run]]:
+    """Return the runs of each compared value, whatever the other axes were."""
+    found: dict[str, list[Run]] = {}
+    for arms in grouped(study, compared).values():
+        for name, arm in arms.items():
+            found.setdefault(name, []).extend(by_arm[arm])
+    return {name: runs for name, runs in found.items() if runs}
+
+
+def verdicts_section(verdicts: Sequence[Verdict]) -> Section:
+    """Every verdict, with why."""
+    rows: list[tuple[str, ...]] = [
+        (
+            *(v.hypothesis.text, v.verdict, effect(v), interval(v), margin(v.hypothesis)),
+            *(str(len(v.pairs)), units.shown(v.p_holm), v.kind, because(v)),
+        )
+        for v in verdicts
+    ]
+    head = ("hypothesis", "verdict", "effect", "95% interval", "margin", "seeds", "p (Holm)")
+    return Section(name="verdicts", title="Verdicts", table=((*head, "kind", "because"), rows))
+
+
+def arms_section(arms: Sequence[Arm], study: Study) -> Section:
+    """The figures of every arm: mean and deviation over the seeds."""
+    from fedsim.report.tables import arms_table
+
+    table = arms_table(", ".join(a.rpartition(".")[2] for a in study.axes), arms, study.targets)
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
+    head = tuple(str(column.header) for column in table.columns)
+    rows: list[tuple[str, ...]] = list(zip(*cells, strict=True))
+    text = f"Mean +- standard deviation over {len(study.seeds)} seeds."
+    return Section(name="arms", title="The arms in figures", text=(text,), table=(head, rows))
+
+
+def tuning_section(
+    study: Study, curves: Mapping[Values, Curve], compared: Sequence[str]
+) -> Section | None:
+    """What was tuned, how the curve looks, and what was chosen."""
+    tune = study.tune
+    chosen = {arm: curve for arm, curve in curves.items() if curve.best}
+    if tune is None or not chosen or not tune.grids:
+        return None
+    panels = {
+        title: {name: curves[arm] for name, arm in arms.items() if arm in chosen}
+        for title, arms in grouped(study, compared).items()
+    }
+    key = next(iter(tune.grids))
+    text = (
+        f"For each arm by itself: {key} on a grid of ratio 10^(1/3) that grew until the best value "
+        f"was inside it, by {tune.endpoint} on the {tune.split} split over {len(tune.seeds)} "
+        "seed(s).",
+    )
+    picture = windows({t: p for t, p in panels.items() if p}, key, tune.split)
+    return Section(name="windows", title="Learning-rate windows", text=text, picture=picture)
+
+
+def health_section(
+    study: Study, compared: Sequence[str], by_arm: Mapping[Values, Sequence[Run]]
+) -> Section:
+    """Zero, dead and saturated outputs by layer."""
+    picture = health(
+        {
+            title: {name: layer_health(by_arm[arm]) for name, arm in arms.items()}
+            for title, arms in grouped(study, compared).items()
+        }
+    )
+    missing = "" if picture else 'Nobody looked: measure.level = "full", or full_every, would.'
+    return Section(name="layers", title="Activation health", picture=picture, missing=missing)
+
+
+def partition_section(partitions: Mapping[str, Any]) -> Section:
+    """Who holds what."""
+    if not partitions:
+        missing = "The data is not at hand, so that nobody can say who holds which label."
+        return Section(name="shares", title="The partition", missing=missing)
+    return Section(name="shares", title="The partition", picture=partition(partitions))
