@@ -20,7 +20,7 @@ from fedsim.training import CohortTrainer, Plan, Recipe, make_trainer, plan_for
 # Keys of the table ``data`` that decide which examples there are; the others deal them.
 EXAMPLES = (
     *("dataset", "path", "test_path", "label", "client"),
-    *("test_fraction", "validation_fraction", "missing", "standardize"),
+    *("test_fraction", "validation_fraction", "offset", "missing", "standardize"),
 )
 
 

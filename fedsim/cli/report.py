@@ -98,6 +98,7 @@ def study_data(directory: Path, data_dir: Path | None) -> StudyData:
         verdicts=judge(asked.hypotheses, asked.seeds, complete),
         curves=runs.curves,
         failures=runs.failures(),
+        tuning_failures=runs.errors(tuning=True),
         partitions=partitions(runs, data_dir),
     )
 

@@ -226,19 +226,21 @@ def as_json(done: StudyRuns, arms: Sequence[Arm], verdicts: Sequence[Verdict]) -
             "arm": dict(r.cell.arm),
             "tuned": dict(r.cell.point),
             "seed": r.cell.seed,
-            "tuning": r.cell.tuning,
+            "tuning": done.is_tuning(r.cell),
             "run": str(r.directory),
             "error": r.error,
         }
         for r in done.results.values()
         if r.error
     ]
+    tried = [cell for cell in failed if cell["tuning"]]
     return {
         "study": done.study.name,
         "about": done.study.about,
         "out": str(done.directory),
         "cells": cells,
-        "failed": failed,
+        "failed": [cell for cell in failed if not cell["tuning"]],
+        "failed_tuning": tried,
         "verdicts": [verdict.as_json() for verdict in verdicts],
         "tuning": [curve.as_json() for curve in done.curves.values()],
         "kinds": kinds_of(cells[0]) if cells else {},

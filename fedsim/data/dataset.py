@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,3 +66,13 @@ class Dataset:
 
     def _features(self, stored: Features) -> Floats:
         return np.multiply(stored, np.float32(self.scale), dtype=np.float32)
+
+
+def shifted(data: Dataset, offset: float) -> Dataset:
+    """Return a dataset with a number added to every feature, which are float32 from then on."""
+    return replace(
+        data,
+        x_train=data._features(data.x_train) + np.float32(offset),
+        x_test=data._features(data.x_test) + np.float32(offset),
+        scale=1.0,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedsim.data.cifar import read_cifar10
-from fedsim.data.dataset import Dataset
+from fedsim.data.dataset import Dataset, shifted
 from fedsim.data.digits import read_digits
 from fedsim.data.file import read_file
 from fedsim.data.idx import read_fashion_mnist, read_mnist
@@ -34,6 +34,7 @@ def load_dataset(
     client: str = "",
     test_fraction: float = 0.2,
     validation_fraction: float = 0.0,
+    offset: float = 0.0,
     missing: str = "refuse",
     standardize: bool = False,
 ) -> Dataset:
@@ -50,6 +51,7 @@ def load_dataset(
             that are depends on the data alone, never on an experiment's seed.
         validation_fraction: of the training part, held out and given as the test part, in [0, 1);
             the published test part is then left alone. 0 gives that.
+        offset: added to every feature; images, which are 1 byte a pixel otherwise, then take 4.
         missing: for tables: ``refuse`` gaps, or ``impute`` them from the training part.
         standardize: for tables: bring columns of numbers to mean 0 and standard deviation 1.
 
@@ -71,4 +73,6 @@ def load_dataset(
             standardize=standardize,
         )
     )
-    return without_test(data, validation_fraction) if validation_fraction else data
+    if validation_fraction:
+        data = without_test(data, validation_fraction)
+    return shifted(data, offset) if offset else data

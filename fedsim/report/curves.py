@@ -78,4 +78,5 @@ def thinned(values: Floats) -> Floats:
     """Return at most so many of some sorted values as can be seen, the ends among them."""
     if len(values) <= MOST_POINTS:
         return values
-    return values[np.unique(np.linspace(0, len(values) - 1, MOST_POINTS).round().astype(int))]
+    places = np.unique(np.linspace(0, len(values) - 1, MOST_POINTS).round().astype(int))
+    return np.asarray(values[places])

@@ -140,7 +140,7 @@ def bills(arms: Mapping[str, Sequence[Run]]) -> Picture | None:
             axis.set_yticks(range(1, len(arms) + 1), list(arms)[::-1], fontsize=8)
             axis.grid(visible=False, axis="y")
             axis.xaxis.set_major_locator(nice_ticks(4))
-            axis.xaxis.set_major_formatter(lambda x, _, unit=entry.unit: unit(x) if x else "0")
+            axis.xaxis.set_major_formatter(tick_text(boxes, entry.unit))
         hide_unused(axes, len(entries))
         return figure
 
@@ -160,6 +160,15 @@ def bills(arms: Mapping[str, Sequence[Run]]) -> Picture | None:
         draw=draw,
         table=(head, rows),
     )
+
+
+def tick_text(
+    boxes: Sequence[Mapping[str, float]], unit: Callable[[float], str]
+) -> Callable[[float, int], str]:
+    """Return how a tick is printed: in full where three digits would all be the same."""
+    ends = [box[end] for box in boxes for end in ("whislo", "whishi")]
+    close = np.nanmax(ends) - np.nanmin(ends) < 0.02 * np.nanmax(np.abs(ends))
+    return lambda value, _: (f"{value:,.6g}" if close else unit(value)) if value else "0"
 
 
 def nice_ticks(most: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,7 @@ def accuracy_by_round(panels: Panels, targets: Sequence[float]) -> Picture:
             show_targets(axis, pen, targets)
             axis.set_xlabel("round")
         axes[0].set_ylabel("test accuracy, %")
+        axes[0].set_ylim(bottom=lowest_shown(panels))
         finish(figure, axes, len(panels), narrow, order, pen)
         return figure
 
@@ -86,6 +88,7 @@ def accuracy_by_cost(panels: Panels, targets: Sequence[float]) -> Picture:
             show_targets(axis, pen, targets)
             axis.set_xlabel(label)
             axis.set_ylabel("test accuracy, %")
+            axis.set_ylim(bottom=lowest_shown(panels))
         finish(figure, axes, len(cells), narrow, order, pen)
         return figure
 
@@ -99,6 +102,20 @@ def accuracy_by_cost(panels: Panels, targets: Sequence[float]) -> Picture:
         draw=draw,
         table=cost_table(panels),
     )
+
+
+def lowest_shown(panels: Panels) -> float:
+    """Return the percentage at which an axis of accuracies begins: where the steep rise is over.
+
+    That is the lowest that any arm had after a tenth of its rounds, so that the first rounds do
+    not press everything else together.
+    """
+    early = [
+        np.interp(0.1 * c.rounds[-1], c.rounds, c.accuracy)
+        for arms in panels.values()
+        for c in arms.values()
+    ]
+    return max(0.0, 10.0 * math.floor(10 * min(early)))
 
 
 def show_targets(axis: Any, pen: Pen, targets: Sequence[float]) -> None:
@@ -155,32 +172,28 @@ def cost_table(panels: Panels) -> Table:
 
 
 def forest(verdicts: Sequence[Verdict]) -> Picture:
-    """Paired differences with intervals and margins, a line for each hypothesis."""
+    """Paired differences with intervals and margins: a panel an endpoint, a line a pair of arms."""
     shown = [v for v in verdicts if v.estimate is not None and v.low is not None]
-    groups = {
-        scale: [v for v in shown if v.hypothesis.scale == scale]
-        for scale in ("ratio", "difference")
-    }
-    groups = {scale: found for scale, found in groups.items() if found}
+    lines = list(dict.fromkeys(line_label(v) for v in shown))
+    endpoints = {v.hypothesis.endpoint: v.hypothesis.scale for v in shown}
 
     def draw(pen: Pen, narrow: bool) -> Figure:
-        from matplotlib.figure import Figure
-
-        heights = [0.24 * len(found) + 0.9 for found in groups.values()]
-        figure = Figure(figsize=(4.0 if narrow else 8.2, sum(heights)), layout="constrained")
-        axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for axis, (scale, found) in zip(axes, groups.items(), strict=True):
-            forest_panel(axis, pen, scale, found, narrow)
+        inches = 0.26 * len(lines) + 0.9
+        figure, axes = new_figure(
+            narrow, rows=1, columns=len(endpoints), row_inches=inches, sharey=True
+        )
+        for axis, endpoint in zip(axes, endpoints, strict=True):
+            found = [v for v in shown if v.hypothesis.endpoint == endpoint]
+            forest_panel(axis, pen, found, lines)
+            axis.set_title(endpoint)
+        axes[0].set_yticks(range(len(lines)), lines[::-1], fontsize=7 if narrow else 8)
+        axes[0].set_ylim(-0.6, len(lines) - 0.4)
         return figure
 
     rows = [
         (
-            v.hypothesis.text,
-            effect(v),
-            interval(v),
-            margin(v.hypothesis),
-            str(len(v.pairs)),
-            v.verdict,
+            *(v.hypothesis.text, effect(v), interval(v), margin(v.hypothesis)),
+            *(str(len(v.pairs)), v.verdict),
         )
         for v in verdicts
     ]
@@ -190,50 +203,46 @@ def forest(verdicts: Sequence[Verdict]) -> Picture:
         caption="Each line is one hypothesis: arm against reference, paired by seed (BCa "
         "bootstrap). Within the shaded zone a difference is smaller than the margin. Filled: "
         "supported; crossed: refuted; hollow: inconclusive.",
-        kinds=tuple(dict.fromkeys(kind for v in shown for kind in [v.kind])),
+        kinds=tuple(dict.fromkeys(v.kind for v in shown)),
         draw=draw,
         table=(("hypothesis", "effect", "95% interval", "margin", "seeds", "verdict"), rows),
     )
 
 
-def forest_panel(axis: Any, pen: Pen, scale: str, found: Sequence[Verdict], narrow: bool) -> None:
-    """Draw the hypotheses of one scale; a difference of accuracies is in points."""
-    shares = scale == "difference" and all(abs(v.estimate or 0) <= 1 for v in found)
+def forest_panel(axis: Any, pen: Pen, found: Sequence[Verdict], lines: Sequence[str]) -> None:
+    """Draw the hypotheses about one endpoint; a difference of shares is in points."""
+    ratio = found[0].hypothesis.scale == "ratio"
+    shares = not ratio and all(abs(v.estimate or 0) <= 1 for v in found)
     factor = 100.0 if shares else 1.0
     fills = {"supported": ("series-2", "o"), "refuted": ("series-4", "X")}
-    for place, v in enumerate(found):
-        y = len(found) - 1 - place
-        h = v.hypothesis
-        zone = (1 / (1 + h.margin), 1 + h.margin) if scale == "ratio" else (-h.margin, h.margin)
+    for v in found:
+        y = len(lines) - 1 - lines.index(line_label(v))
+        m = v.hypothesis.margin
+        zone = (1 / (1 + m), 1 + m) if ratio else (-m, m)
         axis.fill_between([factor * z for z in zone], y - 0.5, y + 0.5, color=pen["zone"], lw=0)
         name, shape = fills.get(v.verdict, ("muted", "o"))
         axis.plot([factor * (v.low or 0), factor * (v.high or 0)], [y, y], color=pen[name], lw=1.5)
         face = pen[name] if v.verdict in fills else "none"
         axis.plot([factor * (v.estimate or 0)], [y], shape, color=pen[name], mfc=face, ms=5)
-    labels = [line_label(v, narrow) for v in found][::-1]
-    axis.set_yticks(range(len(found)), labels, fontsize=6 if narrow else 8)
-    axis.axvline(1 if scale == "ratio" else 0, color=pen["muted"], lw=0.8)
+    axis.axvline(1 if ratio else 0, color=pen["muted"], lw=0.8)
     axis.grid(visible=False, axis="y")
-    axis.set_ylim(-0.6, len(found) - 0.4)
-    if scale == "ratio":
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    if not ratio:
+        axis.set_xlabel("arm - reference" + (", points" if shares else ""))
+        return
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel("arm / reference: left of 1x the arm takes less")
-    else:
-        axis.set_xlabel("arm - reference" + (", percentage points" if shares else ""))
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlabel("arm / reference")
 
 
-def line_label(verdict: Verdict, narrow: bool) -> str:
-    """Name a hypothesis beside its line."""
+def line_label(verdict: Verdict) -> str:
+    """Name the arms of a hypothesis beside their line."""
     h = verdict.hypothesis
     arm, reference, where = h.labels
-    first = f"{arm} / {reference}" if h.scale == "ratio" else f"{arm} - {reference}"
-    place = f", {where}" if where else ""
-    return f"{first}\n{h.endpoint}{place}" if narrow else f"{first}, {h.endpoint}{place}"
+    return f"{arm} vs {reference}{f', {where}' if where else ''}"
 
 
 def windows(curves: Mapping[str, Mapping[str, Curve]], key: str, split: str) -> Picture:

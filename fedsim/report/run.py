@@ -58,7 +58,7 @@ def run_page(path: Path, counts: npt.NDArray[np.int64] | None) -> Page:
             missing="" if bill else "No client's update was used.",
         ),
         shares(counts),
-        failures_section([run], failed),
+        failures_section({label: run}, failed),
         method_section([run]),
         manifest_section([run], run.config),
     ]

@@ -8,8 +8,7 @@ from typing import Any
 
 from fedsim import units
 from fedsim.ledger.read import Run
-from fedsim.records import ClientRow, Kind, RoundRow
-from fedsim.records import figures as columns
+from fedsim.records import Kind
 from fedsim.report.page import Section
 from fedsim.study.figures import COSTS
 
@@ -25,6 +24,7 @@ SHOWN: dict[str, Kind] = {
     "peak memory": "measured",
     "seconds and joules of a device": "modelled",
 }
+MOST_ROWS = 50  # of a table of failures
 MEANINGS: dict[Kind, str] = {
     "counted": "exact; the same on every machine",
     "measured": "by the clocks of the machine below, under its conditions",
@@ -32,22 +32,28 @@ MEANINGS: dict[Kind, str] = {
 }
 
 
-def failures_section(runs: Sequence[Run], failed: Sequence[str]) -> Section:
-    """Say what failed: runs, and clients in rounds that went on without them."""
+def failures_section(
+    runs: Mapping[str, Run], failed: Sequence[str], tuning: Sequence[str] = ()
+) -> Section:
+    """Say what failed: runs, and clients in rounds that went on without them.
+
+    Args:
+        runs: by what they are called.
+        failed: results that failed, and why.
+        tuning: runs that served to choose, which fail where a grid goes too far.
+    """
     rows: list[tuple[str, ...]] = []
-    for run in runs:
+    for name, run in runs.items():
         bad = run.clients[run.clients.status != "ok"]
         for (status, error), found in bad.groupby(["status", "error"], dropna=False, sort=True):
-            rows.append((str(status), str(len(found)), str(error), run.path.name))
+            rows.append((name, str(len(found)), str(status), str(error)))
     text = tuple(failed) or ("No run failed.",)
+    if tuning:
+        text += (f"Tuning runs that failed, at the ends of their grids: {'; '.join(tuning)}",)
     if not rows:
         text += ("Every client that was asked gave an update that could be used.",)
-    return Section(
-        name="failures",
-        title="What failed",
-        text=text,
-        table=(("status", "clients", "error", "run"), rows[:50]),
-    )
+    head = ("run", "client updates", "status", "because")
+    return Section(name="failures", title="What failed", text=text, table=(head, rows[:MOST_ROWS]))
 
 
 def method_section(runs: Sequence[Run], statistics: Sequence[str] = ()) -> Section:
@@ -99,12 +105,14 @@ def manifest_section(runs: Sequence[Run], asked: Mapping[str, Any]) -> Section:
     )
 
 
+def engine_text(engine: Mapping[str, Any]) -> str:
+    """Say what executed the clients."""
+    workers = engine.get("workers")
+    if engine.get("name") == "inline":
+        return "inline, in one process"
+    return f"{engine.get('name')}, {f'{workers} workers' if workers else 'a worker a core'}"
+
+
 def distinct(values: Any) -> str:
     """Return the different values, in their order."""
     return "; ".join(dict.fromkeys(values))
-
-
-def known_columns() -> dict[str, Kind]:
-    """Return the kind of every column of rounds and clients."""
-    rows = {**columns(RoundRow), **columns(ClientRow)}
-    return {name: column.metadata["kind"] for name, column in rows.items()}

@@ -19,11 +19,11 @@ from fedsim.report.page import Page, Section
 from fedsim.report.pictures import accuracy_by_cost, accuracy_by_round, forest, windows
 from fedsim.report.sections import failures_section, manifest_section, method_section
 from fedsim.report.verdicts import because, effect, interval, margin, sentence
-from fedsim.study.design import Study, Values, named
+from fedsim.study.design import Study, Values, label_of, named
 from fedsim.study.tuning import Curve
 from fedsim.study.verdicts import Verdict
 
-MOST_ANSWERS = 6
+MOST_ANSWERS = 12
 STATISTICS = (
     "Arms are paired by seed: one seed fixes who holds what, who takes part and the initial draw, "
     "for all arms. Effects are means of paired differences, or of log-ratios for costs; intervals "
@@ -46,7 +46,8 @@ class StudyData:
         arms: their figures over seeds.
         verdicts: on the study's hypotheses.
         curves: what tuning found, by arm.
-        failures: runs that failed and why, a line each.
+        failures: results that failed and why, a line each.
+        tuning_failures: the same of runs that only served to choose.
         partitions: by setting, examples by client and label of the first seed; empty where the
             data is not at hand.
     """
@@ -57,6 +58,7 @@ class StudyData:
     verdicts: Sequence[Verdict]
     curves: Mapping[Values, Curve]
     failures: Sequence[str]
+    tuning_failures: Sequence[str]
     partitions: Mapping[str, npt.NDArray[np.int64]]
 
 
@@ -97,7 +99,7 @@ def study_page(data: StudyData) -> Page:
             missing="" if runs else "No run is complete.",
         ),
         partition_section(data.partitions),
-        failures_section(runs, data.failures),
+        failures_section(labelled(loaded), data.failures, data.tuning_failures),
         method_section(runs, STATISTICS),
         manifest_section(runs, study.document()),
     ]
@@ -105,11 +107,16 @@ def study_page(data: StudyData) -> Page:
         title=f"{study.name}: fedsim",
         question=study.about or study.name,
         notice=notice_of(study, len(data.runs)),
-        answers=tuple((v.verdict, sentence(v)) for v in data.verdicts[:MOST_ANSWERS]),
+        answers=tuple((v.verdict, sentence(v)) for v in first_verdicts(data.verdicts)),
         more=summary_of(data.verdicts),
         picture=differences or accuracy,
         sections=[s for s in sections if s is not None and has_content(s)],
     )
+
+
+def labelled(runs: Mapping[tuple[Values, int], Run]) -> dict[str, Run]:
+    """Name each run by its arm and seed."""
+    return {f"{label_of(arm)}, seed {seed}": run for (arm, seed), run in runs.items()}
 
 
 def has_content(section: Section) -> bool:
@@ -123,6 +130,14 @@ def notice_of(study: Study, complete: int) -> str:
     if complete == cells:
         return ""
     return f"{cells - complete} of {cells} runs are not there (yet): nothing here is final."
+
+
+def first_verdicts(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return what to say first: of many verdicts, those on the first endpoint."""
+    if len(verdicts) > MOST_ANSWERS:
+        first = verdicts[0].hypothesis.endpoint
+        verdicts = [v for v in verdicts if v.hypothesis.endpoint == first]
+    return list(verdicts[:MOST_ANSWERS])
 
 
 def summary_of(verdicts: Sequence[Verdict]) -> str:

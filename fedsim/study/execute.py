@@ -142,13 +142,25 @@ class StudyRuns:
         }
 
     def failures(self) -> list[str]:
-        """Say which runs failed and why, and of which arms nobody can say what suits them."""
-        runs = [f"{r.directory}: {r.error}" for r in self.results.values() if r.error]
-        return runs + [
+        """Say which results failed and why, and of which arms nobody can say what suits them."""
+        return self.errors(tuning=False) + [
             f"{label_of(arm)}: {curve.problem}"
             for arm, curve in self.curves.items()
             if curve.problem
         ]
+
+    def errors(self, *, tuning: bool) -> list[str]:
+        """Say which results failed and why; or which tuning runs, as they do where values end."""
+        return [
+            f"{r.directory}: {r.error}"
+            for _, r in sorted(self.results.items())
+            if r.error and self.is_tuning(r.cell) == tuning
+        ]
+
+    def is_tuning(self, cell: Cell) -> bool:
+        """Say whether a run serves to choose and is no result."""
+        curve = self.curves.get(cell.arm)
+        return cell.tuning or (curve is not None and cell.point != curve.best)
 
     def finals(self) -> Iterator[tuple[Values, int, CellResult | None]]:
         """Yield every result that the study asks for, seed by seed; None: it did not run."""
