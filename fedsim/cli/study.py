@@ -14,6 +14,7 @@ import typer
 
 from fedsim import units
 from fedsim.cli.calibrate import calibration_of
+from fedsim.cli.operating import calibrate
 from fedsim.cli.options import (
     DataDirectory,
     Format,
@@ -39,13 +40,19 @@ Tell = Callable[[str], None]
 
 
 def study(
-    file: Annotated[Path, typer.Argument(help="The study, a TOML file.")],
+    file: Annotated[Path | None, typer.Argument(help="The study, a TOML file.")] = None,
     settings: Settings = None,
     out: Annotated[
         Path | None, typer.Option(help="The study's directory; default: runs/NAME.")
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would run, and for how long; run nothing.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Say how often the statistics are wrong, by simulation; no FILE."
+        ),
     ] = False,
     data_dir: DataDirectory = None,
     output: Format = OutputFormat.text,
@@ -60,6 +67,7 @@ def study(
 
         fedsim study configs/activations.toml
         fedsim study configs/activations.toml --plan
+        fedsim study --calibrate
         fedsim study configs/activations.toml -s experiment.rounds=60 --out runs/longer
     """
     from fedsim.runs import runs_root
@@ -67,6 +75,11 @@ def study(
     from fedsim.vocabulary import vocabulary
 
     started = time.monotonic()
+    if check:
+        calibrate(output, quiet=quiet)
+        return
+    if file is None:
+        raise ConfigError(["FILE is missing; try: fedsim study configs/activations.toml"])
     overrides = with_data_directory(settings, data_dir)
     asked = read_study(file, overrides, vocabulary=vocabulary())
     directory = out or runs_root() / asked.name

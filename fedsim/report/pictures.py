@@ -115,7 +115,7 @@ def lowest_shown(panels: Panels) -> float:
         for arms in panels.values()
         for c in arms.values()
     ]
-    return max(0.0, 10.0 * math.floor(10 * min(early)))
+    return max(0.0, 10.0 * math.floor(10 * float(min(early))))
 
 
 def show_targets(axis: Any, pen: Pen, targets: Sequence[float]) -> None:

@@ -153,7 +153,7 @@ def decide(found: Sequence[tuple[Hypothesis, list[Pair], str]]) -> list[Verdict]
 
 def p_of(evidence: Evidence | None) -> float:
     """Return the p-value with which a hypothesis enters the family."""
-    return 1.0 if evidence is None else evidence.smallest_p
+    return 1.0 if evidence is None else evidence.decisive_p
 
 
 def weigh_pairs(h: Hypothesis, pairs: Sequence[Pair]) -> Evidence | None:
@@ -196,7 +196,7 @@ def verdict_of(
     if why:
         return plain
     assert p_holm is not None
-    region = evidence.region if evidence.interval_agrees and p_holm <= ALPHA else None
+    region = evidence.region if p_holm <= ALPHA else None
     if region is None:
         needed = seeds_needed(evidence, ALPHA / family)
         return replace(plain, reason=why_open(evidence, p_holm, needed), seeds_needed=needed)
@@ -221,7 +221,7 @@ def what_decided(h: Hypothesis, region: Region) -> str:
 
 def why_open(evidence: Evidence, p_holm: float, needed: int | None) -> str:
     """Say why seeds that are all there do not decide, and how many would."""
-    if evidence.interval_agrees and p_holm > ALPHA:
+    if evidence.interval_agrees:
         why = f"decided alone, but not among all hypotheses (Holm: p = {p_holm:.2g})"
     else:
         why = "the interval reaches across the margin"
