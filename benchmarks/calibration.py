@@ -1,0 +1,73 @@
+"""How often fedsim's verdicts are wrong, by simulation; writes docs/statistics.md.
+
+python -m benchmarks.calibration [--repetitions 2000] [--document]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from benchmarks.report import rewrite
+from fedsim.cli.operating import promised
+from fedsim.study.operating import Rate, Scenario, scenarios
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "statistics.json"
+DOCUMENT = ROOT / "docs" / "statistics.md"
+
+
+def main() -> None:
+    """Run every scenario, in two processes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=2_000)
+    parser.add_argument("--document", action="store_true", help="write docs/statistics.md")
+    given = parser.parse_args()
+    rates = run_all(given.repetitions)
+    print(markdown(rates))
+    if given.document:
+        RESULTS.write_text(json.dumps([rate.as_json() for rate in rates], indent=1) + "\n")
+        rewrite(DOCUMENT, markdown(rates))
+
+
+def run_all(repetitions: int) -> list[Rate]:
+    """Return the rate of each scenario, whose draws depend on its name alone."""
+    todo = list(scenarios())
+    with ProcessPoolExecutor(2) as pool:
+        found = pool.map(run_one, todo, [repetitions] * len(todo))
+        rates = []
+        for rate in found:
+            rates.append(rate)
+            print(f"{len(rates)} of {len(todo)}: {rate.scenario}", file=sys.stderr, flush=True)
+    return rates
+
+
+def run_one(scenario: Scenario, repetitions: int) -> Rate:
+    """Run a scenario."""
+    return scenario.run(repetitions)
+
+
+def markdown(rates: Sequence[Rate]) -> str:
+    """Return the table."""
+    head = "| scenario | noise | seeds | share | 95% interval | promised | holds |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
+    for r in rates:
+        bound = {"at most": "at most ", "at least": "at least ", "within": ""}[r.check]
+        sign = {"at most": "+", "at least": "-", "within": "+-"}[r.check]
+        plus = f" {sign} {100 * r.tolerance:g} points" if r.tolerance else ""
+        claim = f"{bound}{100 * r.promised:g}%{plus}" if promised(r) else ""
+        holds = ("yes" if r.holds else "**no**") if promised(r) else ""
+        lines.append(
+            f"| {r.scenario} | {r.shape} | {r.seeds} | {100 * r.share:.1f}% "
+            f"| {100 * r.low:.1f} to {100 * r.high:.1f}% | {claim} | {holds} |"
+        )
+    repetitions = rates[0].repetitions
+    return "\n".join([*lines, "", f"{repetitions:,} studies a line."])
+
+
+if __name__ == "__main__":
+    main()
