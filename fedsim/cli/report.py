@@ -37,6 +37,10 @@ def report(
     figure_format: Annotated[
         FigureFormat, typer.Option("--format", help="The figures' format.")
     ] = FigureFormat.svg,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write it as Markdown, too; figures in a folder beside."),
+    ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     data_dir: DataDirectory = None,
 ) -> None:
@@ -48,9 +52,11 @@ def report(
 
         fedsim report runs/activations --open
         fedsim report runs/activations --figures paper --format png
+        fedsim report runs/activations --markdown docs/activations.md
     """
     from fedsim.ledger.files import write_atomically
     from fedsim.report.drawing import write_file
+    from fedsim.report.markdown import write_markdown
     from fedsim.report.page import html_of
 
     page = page_of(directory, data_dir)
@@ -64,8 +70,16 @@ def report(
             target = figures / f"{picture.name}.{figure_format.value}"
             write_file(picture, target)
             typer.echo(str(target))
+    if markdown is not None:
+        for file in write_markdown(page, markdown, command=made_by(directory)):
+            typer.echo(str(file))
     if show and not webbrowser.open(path.absolute().as_uri()):
         typer.echo("no browser was found; open the file yourself", err=True)
+
+
+def made_by(directory: Path) -> str:
+    """Say how a Markdown file can be made again, whoever does it wherever."""
+    return f"fedsim report runs/{directory.name} --markdown FILE"
 
 
 def page_of(directory: Path, data_dir: Path | None) -> Page:

@@ -190,8 +190,9 @@ def time_activations(
 def show_study(done: StudyRuns, output: OutputFormat) -> None:
     """Print the arms side by side, and the verdicts, from the complete runs."""
     from fedsim.report.arms import calibration_in, summarise_study, timed_elsewhere
-    from fedsim.report.tables import arms_table, show
+    from fedsim.report.tables import arms_table, published_table, show
     from fedsim.report.verdicts import verdicts_table
+    from fedsim.study.published import beside
     from fedsim.study.verdicts import judge
 
     asked, complete = done.study, done.complete()
@@ -217,12 +218,16 @@ def show_study(done: StudyRuns, output: OutputFormat) -> None:
     if verdicts:
         typer.echo("\nverdicts")
         show(verdicts_table(verdicts))
+    if others := beside(asked, complete):
+        typer.echo("\nbeside what is published")
+        show(published_table(others))
 
 
 def as_json(done: StudyRuns, arms: Sequence[Arm], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Return a study as JSON values."""
     from fedsim.report.arms import kinds_of
     from fedsim.report.summary import run_summary
+    from fedsim.study.published import beside
 
     results = {r.directory: r.cell for r in done.results.values()}
     cells = [
@@ -255,6 +260,7 @@ def as_json(done: StudyRuns, arms: Sequence[Arm], verdicts: Sequence[Verdict]) -
         "failed": [cell for cell in failed if not cell["tuning"]],
         "failed_tuning": tried,
         "verdicts": [verdict.as_json() for verdict in verdicts],
+        "published": [b.as_json() for b in beside(done.study, done.complete())],
         "tuning": [curve.as_json() for curve in done.curves.values()],
         "kinds": kinds_of(cells[0]) if cells else {},
         "arms": [arm.as_json() for arm in arms],

@@ -18,8 +18,10 @@ from fedsim.report.details import bills, health, layer_health, partition
 from fedsim.report.page import Page, Section
 from fedsim.report.pictures import accuracy_by_cost, accuracy_by_round, forest, windows
 from fedsim.report.sections import failures_section, manifest_section, method_section
+from fedsim.report.tables import arms_table, published_rows
 from fedsim.report.verdicts import because, effect, interval, margin, sentence
 from fedsim.study.design import Study, Values, label_of, named
+from fedsim.study.published import beside
 from fedsim.study.tuning import Curve
 from fedsim.study.verdicts import Verdict
 
@@ -81,6 +83,7 @@ def study_page(data: StudyData) -> Page:
     differences = forest(data.verdicts) if any(v.low is not None for v in data.verdicts) else None
     sections = [
         verdicts_section(data.verdicts),
+        published_section(study, data.runs),
         Section(
             name="curves", title="Accuracy by round", picture=accuracy if differences else None
         ),
@@ -190,10 +193,20 @@ def verdicts_section(verdicts: Sequence[Verdict]) -> Section:
     return Section(name="verdicts", title="Verdicts", table=((*head, "kind", "because"), rows))
 
 
+def published_section(study: Study, runs: Mapping[tuple[Values, int], Path]) -> Section:
+    """What others published, beside what was found here."""
+    text: tuple[str, ...] = ()
+    if study.published and study.tune and study.tune.split == "test":
+        text = (
+            "Values were chosen by the test split's own curve, as in the publication: these "
+            "figures may stand beside its own, and decide nothing.",
+        )
+    table = published_rows(beside(study, runs))
+    return Section(name="published", title="Beside what is published", text=text, table=table)
+
+
 def arms_section(arms: Sequence[Arm], study: Study) -> Section:
     """The figures of every arm: mean and deviation over the seeds."""
-    from fedsim.report.tables import arms_table
-
     table = arms_table(", ".join(a.rpartition(".")[2] for a in study.axes), arms, study.targets)
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
     head = tuple(str(column.header) for column in table.columns)

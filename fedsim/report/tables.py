@@ -13,7 +13,9 @@ from fedsim import units
 from fedsim.ledger.read import RunSummary
 from fedsim.measure.timings import Interval
 from fedsim.report.arms import TIMED, Arm, Spread, kind_of
+from fedsim.study.design import label_of
 from fedsim.study.figures import to_target
+from fedsim.study.published import Beside
 
 # A column of figures: its title, the figure of an arm, and how that is printed.
 Column = tuple[str, str, Callable[[float], str]]
@@ -77,6 +79,30 @@ def arms_table(axis: str, arms: Sequence[Arm], targets: Sequence[float]) -> Tabl
         ("uplink", "uplink_bytes", units.size),
     ]
     return figures_table(axis, arms, columns)
+
+
+def published_rows(found: Sequence[Beside]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return head and rows of what others published beside what was found here."""
+    head = ("arm", "endpoint", "published", "here", "ratio", "seeds", "source")
+    rows: list[tuple[str, ...]] = [
+        (
+            *(label_of(b.published.arm), b.published.endpoint, f"{b.published.value:g}"),
+            units.shown(b.ours) + ("" if b.reached == b.seeds else " (not reached)"),
+            units.shown(b.ratio, lambda value: f"{value:.2f}"),
+            *(str(b.seeds), b.published.source),
+        )
+        for b in found
+    ]
+    return head, rows
+
+
+def published_table(found: Sequence[Beside]) -> Table:
+    """A line for each figure that others published."""
+    head, rows = published_rows(found)
+    table = plain_table(*head, right=head[2:6])
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def bill_table(axis: str, arms: Sequence[Arm], target: float | None) -> Table | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from fedsim.errors import nearest
-from fedsim.study.design import Claim, Hypothesis, Values, named, short
+from fedsim.study.design import Claim, Hypothesis, Published, Values, named, short
 from fedsim.study.endpoints import Endpoint, endpoint_of, endpoint_problem
 
 KEYS = ("arm", "reference", "endpoint", "claim", "margin", "where", "direction", "scale")
@@ -67,6 +67,41 @@ def read_entry(entry: Mapping[str, Any], axes: Axes, wrong: list[str]) -> list[H
 def listed(value: Any) -> list[Any]:
     """Return a list as it is, and anything else as a list of one."""
     return value if isinstance(value, list) else [value]
+
+
+def read_published(raw: object, axes: Axes, problems: list[str]) -> tuple[Published, ...]:
+    """Return what others found: entries of an ``endpoint``, a ``source`` and ``values``.
+
+    Each value is a table that names an arm, a value of every axis, and the ``value`` itself.
+    """
+    found: list[Published] = []
+    for number, entry in enumerate(raw if isinstance(raw, list) else [raw], 1):
+        wrong: list[str] = []
+        if not isinstance(entry, Mapping) or set(entry) != {"endpoint", "source", "values"}:
+            problems.append(f"published {number}: must hold endpoint, source and values")
+            continue
+        if problem := endpoint_problem(entry["endpoint"]):
+            wrong.append(f"endpoint = {entry['endpoint']!r}: {problem}")
+        for given in listed(entry["values"]):
+            value = given.get("value") if isinstance(given, Mapping) else None
+            if value is None or type(value) not in (int, float):
+                wrong.append(f"values: {given!r} must be axes and a value, a number")
+                continue
+            arm = read_where(
+                {k: v for k, v in given.items() if k != "value"}, axes, wrong, "values"
+            )
+            if missing := [axis for axis in axes if axis not in arm]:
+                wrong.append(f"values: {given!r} does not say {', '.join(missing)}")
+            found.append(
+                Published(
+                    arm=tuple((axis, arm.get(axis)) for axis in axes),
+                    endpoint=str(entry["endpoint"]),
+                    value=float(value),
+                    source=str(entry["source"]),
+                )
+            )
+        problems += [f"published {number}: {line}" for line in wrong]
+    return tuple(found)
 
 
 def read_endpoint(name: object, entry: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:

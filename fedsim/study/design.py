@@ -120,6 +120,16 @@ class Hypothesis:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """What somebody else found for an arm, to stand beside what this study finds."""
+
+    arm: Values
+    endpoint: str
+    value: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A study, complete and checked; ``base`` holds dotted keys, the command line's among them."""
 
@@ -131,6 +141,7 @@ class Study:
     targets: tuple[float, ...]
     tune: Tune | None = None
     hypotheses: tuple[Hypothesis, ...] = ()
+    published: tuple[Published, ...] = ()
 
     @property
     def arms(self) -> list[Values]:
@@ -224,6 +235,7 @@ def study_of(document: Mapping[str, Any]) -> Study:
             Hypothesis(**{**h, "arm": pairs(h["arm"]), "reference": pairs(h["reference"])})
             for h in hypotheses
         ),
+        published=tuple(Published(**{**p, "arm": pairs(p["arm"])}) for p in document["published"]),
     )
 
 

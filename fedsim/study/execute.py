@@ -152,7 +152,7 @@ class StudyRuns:
     def errors(self, *, tuning: bool) -> list[str]:
         """Say which results failed and why; or which tuning runs, as they do where values end."""
         return [
-            f"{r.directory}: {r.error}"
+            f"{r.cell.folder}: {r.error}"
             for _, r in sorted(self.results.items())
             if r.error and self.is_tuning(r.cell) == tuning
         ]

@@ -9,11 +9,11 @@ from typing import Any
 from fedsim import config
 from fedsim.config import Vocabulary, changes_result, fields_by_key, flatten, nearest_key
 from fedsim.errors import ConfigError, nearest
-from fedsim.study.claims import read_hypotheses
+from fedsim.study.claims import read_hypotheses, read_published
 from fedsim.study.design import Study, Tune
 from fedsim.study.endpoints import endpoint_problem
 
-KEYS = ("about", "base", "set", "axes", "seeds", "targets", "tune", "hypothesis")
+KEYS = ("about", "base", "set", "axes", "seeds", "targets", "tune", "hypothesis", "published")
 TUNE_KEYS = ("grid", "seeds", "endpoint", "split", "validation_fraction", "set")
 DEFAULT_SEEDS = 12
 DEFAULT_TUNING_SEEDS = 3
@@ -29,8 +29,8 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
         path: a TOML file: ``base`` (an experiment file, relative to this one), ``[set]`` (dotted
             keys to values that count more than the base's), ``[axes]`` (dotted keys to lists of
             values), ``seeds`` (how many from the base's on, or a list), ``targets`` (test
-            accuracies), ``about`` (the question, for the report), ``[tune]`` and
-            ``[[hypothesis]]``.
+            accuracies), ``about`` (the question, for the report), ``[tune]``,
+            ``[[hypothesis]]`` and ``[[published]]``.
         overrides: of base and ``[set]``, as on the command line.
         vocabulary: as for :func:`fedsim.config.read`.
 
@@ -55,6 +55,7 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
     first = base.get("experiment.seed", fields_by_key()["experiment.seed"].default)
     counted = settled_seeds(seeds, first if type(first) is int else 0)
     hypotheses = read_hypotheses(raw.get("hypothesis", []), axes, problems)
+    published = read_published(raw.get("published", []), axes, problems)
     tune = read_tune(raw["tune"], axes, counted, problems) if "tune" in raw else None
     if tune and tune.split == "test" and hypotheses:
         problems.append(
@@ -72,6 +73,7 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
         targets=targets,
         tune=tune,
         hypotheses=hypotheses,
+        published=published,
     )
     study.check(vocabulary)
     return study
