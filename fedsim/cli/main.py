@@ -14,6 +14,7 @@ import typer
 
 from fedsim import __version__
 from fedsim.cli import bench, cost, data, overhead, peers, runs, study
+from fedsim.cli import compare as compare_command
 from fedsim.cli import report as report_command
 from fedsim.cli import run as run_command
 from fedsim.cli.command import Command
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command("run", cls=Command)(run_command.run)
 app.command("study", cls=Command)(study.study)
+app.command("compare", cls=Command)(compare_command.compare)
 app.command("report", cls=Command)(report_command.report)
 app.command("ls", cls=Command)(runs.ls)
 app.command("export", cls=Command)(runs.export)

@@ -136,7 +136,10 @@ def judge(
             )
         usable = [p for p in pairs if math.isfinite(p.arm) and math.isfinite(p.reference)]
         sides = [loaded[side, seed] for side in (h.arm, h.reference) for seed in both]
-        found.append((h, usable, why_not(h, seeds, pairs, sides)))
+        if unlike := unlike_timings(h, sides):
+            found.append((h, [], unlike))  # not even an estimate: it would compare machines
+        else:
+            found.append((h, usable, why_not(h, seeds, pairs)))
     return decide(found)
 
 
@@ -230,7 +233,16 @@ def why_open(evidence: Evidence, p_holm: float, needed: int | None) -> str:
     return f"{why}; about {needed} seeds would decide"
 
 
-def why_not(h: Hypothesis, seeds: Sequence[int], pairs: Sequence[Pair], runs: Sequence[Run]) -> str:
+def unlike_timings(h: Hypothesis, runs: Sequence[Run]) -> str:
+    """Say why timings of some runs do not compare; "" where they do, or nothing was timed."""
+    endpoint = endpoint_of(h.endpoint)
+    if endpoint is None or endpoint.kind != "measured":
+        return ""
+    unlike = unlike_machines([run.manifest for run in runs])
+    return f"timings of unlike machines do not compare: {'; '.join(unlike)}" if unlike else ""
+
+
+def why_not(h: Hypothesis, seeds: Sequence[int], pairs: Sequence[Pair]) -> str:
     """Say why nothing can be decided whatever the values are; "" where it can."""
     endpoint = endpoint_of(h.endpoint) or Endpoint(name=h.endpoint)
     usable = [p for p in pairs if math.isfinite(p.arm) and math.isfinite(p.reference)]
@@ -242,6 +254,4 @@ def why_not(h: Hypothesis, seeds: Sequence[int], pairs: Sequence[Pair], runs: Se
         return f"{len(pairs) - len(usable)} of {len(pairs)} seeds have no {h.endpoint}"
     if not any(p.arm_reached or p.reference_reached for p in pairs):
         return f"no run of either arm reached {100 * (endpoint.target or 0):g}%"
-    if endpoint.kind == "measured" and (unlike := unlike_machines([r.manifest for r in runs])):
-        return f"timings of unlike machines do not compare: {'; '.join(unlike)}"
     return ""
