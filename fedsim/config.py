@@ -68,7 +68,9 @@ class DataTable:
         low=0,
         below=1,
     )
-    offset: float = setting(0.0, "added to every feature: -0.5 gives pixels in [-0.5, 0.5]")
+    offset: float = setting(
+        0.0, "added to every feature: -0.5 gives pixels in [-0.5, 0.5]", low=-1000, high=1000
+    )
     missing: str = setting("refuse", "dataset = file: missing values", choices=("refuse", "impute"))
     standardize: bool = setting(False, "dataset = file: numeric columns to mean 0, deviation 1")
 

@@ -40,18 +40,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": {*FOUNDATIONS, "codecs", "data", "models", "federation"},
     "parts": {*FOUNDATIONS, "data", "models", "training"},
     "runs": {*FOUNDATIONS, "ledger"},
-    "simulation": {*FOUNDATIONS, "choices", "engine", "measure", "parts"},
+    "simulation": {*FOUNDATIONS, "choices", "engine", "measure", "parts", "runs"},
     "choices": {*FOUNDATIONS, "costs", "measure", "parts", "runs", "training"},
     # What an experiment costs: counted, timed on this machine, and the price of measuring.
     "costs": {*FOUNDATIONS, "measure", "parts"},
     "calibration": {*FOUNDATIONS, "measure", "parts"},
     "overhead": {*FOUNDATIONS, "choices", "engine", "ledger", "measure", "simulation"},
-    "study": {*FOUNDATIONS, "ledger", "runs"},
-    "report": {"errors", "records", "units", "ledger", "measure"},
+    "study": {*FOUNDATIONS, "ledger", "measure", "runs"},
+    # What it shows of a study is computed there; both read directories and train nothing.
+    "report": {"errors", "records", "units", "ledger", "measure", "study"},
     "cli": {
         *FOUNDATIONS,
         *("data", "engine", "ledger", "measure", "report", "study"),
-        *("calibration", "choices", "costs", "overhead", "runs", "simulation", "vocabulary"),
+        *("calibration", "choices", "costs", "overhead", "parts", "runs", "simulation"),
+        "vocabulary",
     },
     # "import fedsim" gives these two at first use.
     "__init__": {"engine", "ledger"},

@@ -16,7 +16,6 @@ from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.ledger.read import Run, load
 from fedsim.simulation import open_engine, prepare, simulate
-from fedsim.study import execute
 
 Make = Callable[..., Experiment]
 RunInline = Callable[..., Run]
@@ -194,18 +193,15 @@ def test_a_million_registered_clients_cost_nothing(make_experiment: Make, tmp_pa
 def test_a_study_leaves_the_compiler_to_the_runs_that_it_has(
     make_experiment: Make, run_inline: RunInline, tmp_path: Path
 ) -> None:
-    from fedsim.study.design import Cell, Study
+    from fedsim.cli.study import as_begun
+    from fedsim.study.design import Study
 
-    cells = tuple(
-        Cell(
-            arm=(("train.momentum", m),), seed=0, experiment=make_experiment(train={"momentum": m})
-        )
-        for m in (0.0, 0.5)
-    )
-    study = Study(name="s", axes=("train.momentum",), seeds=(0,), targets=(), cells=cells)
-    untouched = execute.with_compiler_of(study, tmp_path)
-    assert [c.experiment.train.compiler for c in untouched.cells] == ["auto", "auto"]
-    begun = make_experiment(run={"out": str(tmp_path / cells[0].folder)})
-    run_inline(begun)  # by torch, as nobody decided
-    settled = execute.with_compiler_of(study, tmp_path)
-    assert [c.experiment.train.compiler for c in settled.cells] == ["torch", "torch"]
+    axes = {"train.momentum": (0.0, 0.5)}
+    study = Study(name="s", base={}, axes=axes, seeds=(0,), targets=())
+    assert as_begun(study, tmp_path) == study
+    first = study.cell(study.arms[0], (), 0, {})
+    run_inline(make_experiment(run={"out": str(tmp_path / first.folder)}))  # by torch
+    begun = as_begun(study, tmp_path)
+    assert begun.base == {"train.compiler": "torch", "engine.name": "inline"}
+    asked = Study(name="s", base={"train.compiler": "xla"}, axes=axes, seeds=(0,), targets=())
+    assert as_begun(asked, tmp_path).base["train.compiler"] == "xla"

@@ -538,5 +538,5 @@ def test_the_digest_and_the_differences_leave_out_where_and_how_a_run_is_execute
 def test_the_digest_is_the_same_everywhere() -> None:
     # A change of this value makes every stored run one of another experiment.
     assert Experiment().digest() == (
-        "78579c6272b55a614bfedf23201892d3cbbde6484535719e6282d8630327d4dd"
+        "2e115e17212186afce2cee354e7f5f39f1aedb8dd9101f720862cec5f9b49252"
     )

@@ -123,7 +123,11 @@ def test_the_commands() -> None:
     assert options(typer.main.get_command(app)) == {
         "": ["--version"],
         "run": ["--data-dir", "--format", "--out", "--quiet", "--resume", "--set"],
-        "study": ["--data-dir", "--format", "--out", "--quiet", "--set"],
+        "study": [
+            *("--calibrate", "--data-dir", "--format", "--out", "--plan", "--quiet", "--set"),
+        ],
+        "compare": ["--endpoint", "--format"],
+        "report": ["--data-dir", "--figures", "--format", "--markdown", "--open", "--out"],
         "ls": ["--format"],
         "export": ["--out", "--overwrite", "--to"],
         "cost": ["--data-dir", "--format", "--memory-mib", "--set"],

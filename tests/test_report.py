@@ -481,6 +481,8 @@ def test_an_arm_by_hand(arm: Arm) -> None:
         "rounds": 1,
         "cpu_seconds": 1,
         "train_flops": 1000,
+        "uplink_bytes": 220,
+        "downlink_bytes": 210,
         "bytes": 430,
         "wall_seconds": 1,
     }.items():

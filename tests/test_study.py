@@ -16,9 +16,10 @@ from fedsim.config import Experiment
 from fedsim.errors import ConfigError, RunFailed
 from fedsim.ledger.read import load
 from fedsim.models.activations import ACTIVATIONS
-from fedsim.report.arms import COSTS
-from fedsim.study.design import Cell, Study, read_study
-from fedsim.study.execute import CellResult, run_cells
+from fedsim.study.design import Cell, Study, study_of
+from fedsim.study.execute import CellResult, StudyRuns, run_cells
+from fedsim.study.figures import COSTS
+from fedsim.study.file import read_study
 from fedsim.vocabulary import vocabulary
 
 CLI = Callable[..., Any]
@@ -54,6 +55,11 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 def read(path: Path, *overrides: str) -> Study:
     return read_study(path, overrides, vocabulary=NAMES)
+
+
+def cells_in(study: Study) -> list[Cell]:
+    """Return the cells of a study that tunes nothing."""
+    return [study.cell(arm, (), seed, NAMES) for seed in study.seeds for arm in study.arms]
 
 
 # The file.
@@ -137,7 +143,8 @@ def read(path: Path, *overrides: str) -> Study:
         (
             "seeds = 0\ntargets = 2\nfoo = 1\n",
             [
-                "foo: unknown key; valid: axes, base, seeds, set, targets",
+                "foo: unknown key; valid: about, axes, base, hypothesis, published, seeds, set, "
+                "targets, tune",
                 "seeds = 0: must be a number of at least 1, or a list of seeds",
                 "targets = 2: must be test accuracies, above 0 and at most 1",
                 "base: must name an experiment file",
@@ -182,9 +189,8 @@ def test_the_problems_of_all_cells_are_told_at_once_and_each_once(
 ) -> None:
     path = write(axes='"model.activation" = ["rellu", "tahn", "gelu"]\n"model.depth" = [1, 2]')
     with pytest.raises(ConfigError) as caught:
-        read(path, "data.clients=1", "oops")
+        read(path, "data.clients=1")
     assert caught.value.problems == (
-        "-s oops: write it as table.key=value",
         "model.activation = 'rellu': unknown; did you mean 'relu'?",
         "server.clients_per_round = 2: more than data.clients = 1",
         "model.activation = 'tahn': unknown; did you mean 'tanh'?",
@@ -197,20 +203,21 @@ def test_the_problems_of_all_cells_are_told_at_once_and_each_once(
 def test_the_cells_are_the_product_of_the_axes_seed_by_seed(write: Callable[..., Path]) -> None:
     study = read(write("seeds = [9, 3, 9]", axes=f'{AXIS}\n"train.learning_rate" = [0.1, 1]'))
     assert study.name == "small"
-    assert study.axes == ("model.activation", "train.learning_rate")
+    assert tuple(study.axes) == ("model.activation", "train.learning_rate")
     assert study.seeds == (3, 9)
     arms = list(itertools.product(["relu", "tanh"], [0.1, 1]))
-    assert [(cell.seed, *(value for _, value in cell.arm)) for cell in study.cells] == [
+    cells = cells_in(study)
+    assert [(cell.seed, *(value for _, value in cell.arm)) for cell in cells] == [
         (seed, *arm) for seed in (3, 9) for arm in arms
     ]
-    for cell in study.cells:
+    for cell in cells:
         activation, rate = (value for _, value in cell.arm)
         e = cell.experiment
         assert (e.model.activation, e.train.learning_rate) == (activation, rate)
         assert e.experiment.seed == cell.seed
         assert e.data.clients == 5
-    assert study.cells[1].label == "relu, 1"
-    assert study.cells[1].folder == Path("activation=relu,learning_rate=1", "seed-3")
+    assert cells[1].label == "relu, 1"
+    assert cells[1].folder == Path("activation=relu,learning_rate=1", "seed-3")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +226,7 @@ def test_the_cells_are_the_product_of_the_axes_seed_by_seed(write: Callable[...,
         ("seeds = 2", (), (4, 5)),  # from the base's on
         ("seeds = 2", ("experiment.seed=7",), (7, 8)),
         ("seeds = [1]", (), (1,)),
-        ("", (), (4, 5, 6)),
+        ("", (), tuple(range(4, 16))),
     ],
 )
 def test_seeds_are_a_number_or_a_list(
@@ -227,15 +234,15 @@ def test_seeds_are_a_number_or_a_list(
 ) -> None:
     study = read(write(line), *override)
     assert study.seeds == expected
-    assert [cell.experiment.experiment.seed for cell in study.cells] == [
+    assert [cell.experiment.experiment.seed for cell in cells_in(study)] == [
         seed for seed in expected for _ in ("relu", "tanh")
     ]
 
 
 def test_a_study_without_axes_is_its_base_over_seeds(write: Callable[..., Path]) -> None:
     study = read(write("targets = 0.8", axes=""))
-    assert [cell.label for cell in study.cells] == ["base"] * 3
-    assert study.cells[0].folder == Path("base", "seed-4")
+    assert [cell.label for cell in cells_in(study)] == ["base"] * 12
+    assert cells_in(study)[0].folder == Path("base", "seed-4")
     assert study.targets == (0.8,)
     assert read(write(axes="")).targets == (0.9,)
 
@@ -247,17 +254,17 @@ def test_what_a_study_sets_counts_more_than_its_base_and_less_than_the_command_l
         "[set]", '"model.width" = 9', '"experiment.seed" = 11', "[set.train]", "epochs = 3"
     )
     for overrides, width in (((), 9), (("model.width=10",), 10)):
-        for cell in read(path, *overrides).cells:
+        for cell in cells_in(read(path, *overrides)):
             e = cell.experiment
             assert (e.model.width, e.train.epochs, e.data.clients) == (width, 3, 5)
-        assert read(path, *overrides).seeds == (11, 12, 13)
+        assert read(path, *overrides).seeds == tuple(range(11, 23))
     with pytest.raises(ConfigError) as caught:
         read(write("[set]", '"model.width" = -1'))
     assert caught.value.problems == ("model.width = -1: must be at least 0",)
 
 
 def test_axes_may_be_nested_tables(write: Callable[..., Path]) -> None:
-    assert read(write(axes="[axes.model]\nwidth = [4, 5]")).axes == ("model.width",)
+    assert read(write(axes="[axes.model]\nwidth = [4, 5]")).axes == {"model.width": (4, 5)}
 
 
 values = st.lists(st.one_of(st.text(), st.integers(), st.floats(), st.booleans()), max_size=3)
@@ -278,6 +285,37 @@ def test_unlike_arms_have_unlike_folders_one_level_down(one: list[Any], other: l
 # Running them.
 
 
+class Bench:
+    """Runs nothing, and says that it did."""
+
+    places = 1
+
+    def __init__(self, fails: tuple[str, int] = ("", 0), error: Exception | None = None) -> None:
+        self.fails, self.error = fails, error
+        self.asked: list[Experiment] = []
+
+    def begin(self, experiment: Experiment, tell: Callable[[str], None]) -> None:
+        self.asked.append(experiment)
+        mine = (experiment.model.activation, experiment.experiment.seed)
+        if self.error or mine == self.fails:
+            raise self.error or RunFailed("no client answered")
+        tell("")
+
+    def wait(self) -> None:
+        raise AssertionError("nothing is under way")
+
+
+def run_all(study: Study, directory: Path, bench: Bench) -> list[CellResult]:
+    """Run a study's cells; return what became of each, in the order in which they ended."""
+    ended: list[CellResult] = []
+    run_cells(
+        StudyRuns(study=study, directory=directory, vocabulary=NAMES),
+        bench,
+        lambda cell, result: ended.append(result) if result else None,
+    )
+    return ended
+
+
 def labels(results: list[CellResult]) -> list[tuple[str, int]]:
     return [(result.cell.label, result.cell.seed) for result in results]
 
@@ -286,14 +324,9 @@ def test_a_cell_that_fails_is_recorded_while_the_others_go_on(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:
     study = read(write("seeds = 2"))
-    asked: list[Experiment] = []
-
-    def execute(cell: Cell, experiment: Experiment) -> None:
-        asked.append(experiment)
-        if (cell.label, cell.seed) == ("tanh", 4):
-            raise RunFailed("no client answered")
-
-    results = list(run_cells(study, tmp_path / "out", execute))
+    bench = Bench(fails=("tanh", 4))
+    results = run_all(study, tmp_path / "out", bench)
+    asked = bench.asked
     assert labels(results) == [("relu", 4), ("tanh", 4), ("relu", 5), ("tanh", 5)]
     assert [result.error for result in results] == [None, "no client answered", None, None]
     assert [Path(e.run.out) for e in asked] == [result.directory for result in results]
@@ -303,11 +336,8 @@ def test_a_cell_that_fails_is_recorded_while_the_others_go_on(
 def test_a_programming_error_is_not_taken_for_a_run_that_failed(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:
-    def execute(cell: Cell, experiment: Experiment) -> None:
-        raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError):
-        list(run_cells(read(write()), tmp_path / "out", execute))
+        run_all(read(write()), tmp_path / "out", Bench(error=ZeroDivisionError()))
 
 
 # The command.
@@ -333,14 +363,14 @@ def test_a_study_ends_with_its_arms_side_by_side(
         assert "1.0" in line.split()
     *_, done, where = lines
     assert done.startswith("4 of 4 runs complete, ")
-    assert where == "runs: runs/small"
+    assert where == "runs: runs/small; to look at them: fedsim report runs/small"
     first, *progress = answer.err.splitlines()
     assert first == "small: 4 runs, starting the inline engine"
-    assert [line.partition("  ")[0] for line in progress] == [
-        f"[{n}/4] {label}, seed {seed}: round {round}/2"
-        for n, (seed, label) in enumerate(itertools.product((4, 5), ("relu", "tanh")), 1)
-        for round in (1, 2)
-    ]
+    runs = enumerate(itertools.product((4, 5), ("relu", "tanh")), 1)
+    for line, (n, (seed, label)) in zip(progress, runs, strict=True):
+        assert line.startswith(f"[{n}/4] {label}, seed {seed}: ")
+        assert "% after 2 rounds; " in line
+        assert line.endswith("none to go") == (n == 4)
     assert sorted(
         p.relative_to(tmp_path / "runs").as_posix() for p in tmp_path.rglob("seed-*")
     ) == [f"small/activation={label}/seed-{seed}" for label in ("relu", "tanh") for seed in (4, 5)]
@@ -452,7 +482,8 @@ def test_a_study_as_one_json_document(cli: CLI, write: Callable[..., Path]) -> N
     assert (answer.code, answer.err) == (0, "")
     document = answer.json
     assert set(document) == {
-        *("study", "out", "cells", "failed", "kinds", "arms"),
+        *("study", "about", "out", "cells", "failed", "failed_tuning", "kinds", "arms"),
+        *("verdicts", "published", "tuning"),
         *("calibration_unstable", "calibration_elsewhere"),
     }
     assert document["kinds"]["cpu_seconds"] == "measured"
@@ -488,11 +519,9 @@ def test_seeds_that_are_added_run_alone(cli: CLI, write: Callable[..., Path]) ->
     assert again.err == ""  # no engine was started, no round was run
     assert "2 of 2 runs complete, 2 of them were there already, " in again.out
     more = cli("study", write("seeds = 3"), "--format", "json")
-    assert [line.partition("  ")[0] for line in more.err.splitlines()[1:]] == [
-        f"[{n}/6] {label}, seed {seed}: round {round}/2"
-        for n, (seed, label) in enumerate(itertools.product((4, 5, 6), ("relu", "tanh")), 1)
-        if seed > 4
-        for round in (1, 2)
+    assert [line.partition(": ")[0] for line in more.err.splitlines()[1:]] == [
+        f"[{n}/4] {label}, seed {seed}"
+        for n, (seed, label) in enumerate(itertools.product((5, 6), ("relu", "tanh")), 1)
     ]
     assert more.json["cells"][:2] == first["cells"]
     assert len(more.json["cells"]) == 6
@@ -518,6 +547,7 @@ def test_a_study_that_was_interrupted_goes_on_where_it_stood(
     whole = cli("study", path, "--out", "whole", "--format", "json").json
     logger, interrupt = logging.getLogger("flwr.fedsim"), Interrupt(rounds=3)
     logger.addHandler(interrupt)
+    logger.setLevel(logging.INFO)
     try:
         answer = cli("study", path, "--out", "s")
     finally:
@@ -530,8 +560,8 @@ def test_a_study_that_was_interrupted_goes_on_where_it_stood(
     ]
     answer = cli("study", path, "--out", "s", "--format", "json")
     assert answer.code == 0
-    assert [line.partition("  ")[0] for line in answer.err.splitlines()[1:]] == [
-        "[2/2] tanh, seed 4: round 2/2"
+    assert [line.partition(": ")[0] for line in answer.err.splitlines()[1:]] == [
+        "[1/1] tanh, seed 4"
     ]
     assert [cell["model_sha256"] for cell in answer.json["cells"]] == [
         cell["model_sha256"] for cell in whole["cells"]
@@ -548,7 +578,9 @@ def test_a_run_that_fails_is_told_and_tried_again(cli: CLI, write: Callable[...,
         assert failed["arm"] == {"train.learning_rate": 1e30}
         assert failed["seed"] == 4
         assert failed["error"].startswith("round 1: none of 2 clients gave a usable update")
-        assert answer.err.splitlines()[-1] == f"error: {failed['run']}: {failed['error']}"
+        assert answer.err.splitlines()[-1] == (
+            f"error: learning_rate=1e%2B30/seed-4: {failed['error']}"
+        )
         arms = {arm["arm"]: arm["test_accuracy"]["values"] for arm in answer.json["arms"]}
         assert (len(arms["0.1"]), arms["1e+30"], len(arms["0.2"])) == (1, [None], 1)
     assert load(failed["run"]).manifest.resumed
@@ -614,15 +646,15 @@ def test_no_cell_runs_while_one_of_them_cannot(
 
 def test_the_shipped_study_is_valid() -> None:
     study = read(Path(__file__).parents[1] / "configs" / "activations.toml")
-    assert len(study.cells) == 15
-    assert json.dumps([cell.arm for cell in study.cells])
+    assert len(cells_in(study)) == 15
+    assert study_of(json.loads(json.dumps(study.document()))) == study
 
 
 def test_the_study_of_the_panel_is_on_known_activations_but_the_control() -> None:
     study = read(Path(__file__).parents[1] / "configs" / "mnist-activations.toml")
-    assert {cell.label for cell in study.cells} <= set(ACTIVATIONS) - {"identity"}
-    assert (len(study.cells), study.targets) == (17, (0.95, 0.97))
-    for cell in study.cells:
+    assert {cell.label for cell in cells_in(study)} <= set(ACTIVATIONS) - {"identity"}
+    assert (len(study.arms), study.targets) == (17, (0.95, 0.97))
+    for cell in cells_in(study):
         e = cell.experiment
         assert (e.data.dataset, e.model.name, e.experiment.rounds) == ("mnist", "mlp", 40)
         assert (e.measure.level, e.measure.full_every, e.measure.calibrate) == ("light", 10, True)

@@ -26,10 +26,10 @@ def compare(
     ] = None,
     output: Format = OutputFormat.text,
 ) -> None:
-    """Compare runs that were made one by one: paired by seed, with intervals, as in a study.
+    """Compare runs that were made one by one, paired by seed.
 
-    Runs are of one arm if they differ in their seed alone. Timings of unlike machines are not
-    compared, and it says why.
+    The statistics are those of a study. Runs are of one arm if they differ in their seed alone.
+    Timings of unlike machines are not compared, and it says why.
 
     Examples:
 

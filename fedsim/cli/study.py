@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
+import click
 import typer
 
 from fedsim import units
@@ -58,9 +59,9 @@ def study(
     output: Format = OutputFormat.text,
     quiet: Quiet = False,
 ) -> None:
-    """Run an experiment for every combination of axes and seeds, and decide its hypotheses.
+    """Run an experiment over axes and seeds, and decide hypotheses.
 
-    Runs that are there already are not run again, so the same command goes on with a study that
+    Every combination of the axes runs with every seed. Runs that are there already are not run again, so the same command goes on with a study that
     was stopped, and tries failed runs once more.
 
     Examples:
@@ -79,7 +80,7 @@ def study(
         calibrate(output, quiet=quiet)
         return
     if file is None:
-        raise ConfigError(["FILE is missing; try: fedsim study configs/activations.toml"])
+        raise click.UsageError("Missing argument 'FILE'.")
     overrides = with_data_directory(settings, data_dir)
     asked = read_study(file, overrides, vocabulary=vocabulary())
     directory = out or runs_root() / asked.name
@@ -107,12 +108,12 @@ def run_study(asked: Study, directory: Path, *, quiet: bool) -> tuple[StudyRuns,
     from fedsim.vocabulary import vocabulary
 
     tell = teller(quiet=quiet)
-    asked = with_compiler_of(asked, directory)
+    written, asked = asked, as_begun(asked, directory)
     arms = prepared_arms(asked, tell)
     done = StudyRuns(study=asked, directory=directory, vocabulary=vocabulary())
     missing = done.wanted()
     already = sum(r is not None for _, _, r in done.finals())
-    write_study(directory, asked)
+    write_study(directory, written)
     time_activations(list(arms), directory, new=bool(missing), quiet=quiet)
     if not missing:
         return done, already
@@ -155,19 +156,23 @@ def prepared_arms(asked: Study, tell: Tell) -> list[Experiment]:
     return list(found.values())
 
 
-def with_compiler_of(asked: Study, directory: Path) -> Study:
-    """Leave the choice of a compiler to the runs that are there already: arms have to compare."""
+def as_begun(asked: Study, directory: Path) -> Study:
+    """Leave the choice of compiler and engine to the runs that are there: arms have to compare."""
     from fedsim.ledger.read import list_runs
     from fedsim.runs import stored_experiment
 
-    compiler = asked.base.get("train.compiler", "auto")
-    if compiler != "auto" or "train.compiler" in asked.axes or not directory.is_dir():
+    runs = list_runs(directory) if directory.is_dir() else []
+    begun = next((run.path for run in runs if run.status != "damaged"), None)
+    if begun is None:
         return asked
-    runs = [run.path for run in list_runs(directory) if run.status != "damaged"]
-    if not runs:
-        return asked
-    stored = stored_experiment(runs[0]).train.compiler
-    return dataclasses.replace(asked, base={**asked.base, "train.compiler": stored})
+    stored = stored_experiment(begun)
+    chosen = {"train.compiler": stored.train.compiler, "engine.name": stored.engine.name}
+    open_ = {
+        key: value
+        for key, value in chosen.items()
+        if key not in asked.axes and asked.base.get(key, "auto") == "auto"
+    }
+    return dataclasses.replace(asked, base={**asked.base, **open_})
 
 
 def with_engine(asked: Study, engine: EngineTable) -> Study:
