@@ -439,7 +439,10 @@ def test_a_single_published_value_needs_no_list(study: Reader) -> None:
         (
             "depth = 2, value = 87",
             "depth = 2",
-            ["values: {'activation': 'relu', 'depth': 2} must be axes and a value, a number"],
+            [
+                "values: {'activation': 'relu', 'depth': 2} must be axes and a value, "
+                "a number above 0"
+            ],
         ),
         (
             "value = 87",
@@ -610,7 +613,7 @@ def test_a_tuning_run_looks_at_the_validation_part_and_lies_apart(study: Reader)
             None,
             [
                 "tune.endpoint = 'hidden_zero_fraction': nobody knows which values of it are "
-                "better; tune on another"
+                "better; take another"
             ],
         ),
         (["set = 3"], None, ["tune.set: must be a table of keys and values"]),

@@ -224,7 +224,8 @@ def test_endpoints_that_cannot_be_compared_are_told_all_at_once(tmp_path: Path) 
     relu, tanh = both(tmp_path, (0,))
     with pytest.raises(ConfigError) as caught:
         compare_runs([*relu, *tanh]).hypotheses(["best_acuracy", "test_loss", "zero_fraction"])
-    first, second = caught.value.problems
+    first, none, second = caught.value.problems
+    assert none.startswith("--endpoint test_loss: has no margin of its own")
     assert first == ("--endpoint best_acuracy: unknown endpoint; did you mean 'best_accuracy'?")
     assert second.startswith("--endpoint zero_fraction: nobody knows which values of it are better")
 

@@ -12,6 +12,7 @@ from scipy import stats
 from fedsim.randomness import stream
 from fedsim.study.statistics import (
     ALPHA,
+    FEWEST_RESAMPLED,
     MOST_SEEDS,
     POWER,
     RESAMPLES,
@@ -89,7 +90,7 @@ def test_an_expanded_interval_is_the_plain_one_of_the_expanded_level() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(samples)
+@given(samples.filter(lambda values: len(values) >= FEWEST_RESAMPLED))
 def test_intervals_hold_the_mean_and_lie_within_wider_ones(values: list[float]) -> None:
     found = np.array(values)
     wide, narrow = intervals(found, (0.95, 0.9))
@@ -99,6 +100,29 @@ def test_intervals_hold_the_mean_and_lie_within_wider_ones(values: list[float]) 
     for ends in (lows, highs, [wide[0], *plain, wide[1]]):
         assert ends == pytest.approx(sorted(ends), abs=1e-12)  # sums of resamples are rounded
     assert plain[0] < plain[1]
+
+
+@pytest.mark.parametrize("n", range(2, FEWEST_RESAMPLED))
+def test_few_values_have_students_interval_and_no_bootstrap(n: int) -> None:
+    found = NOISE[:n]
+    ((low, high),) = intervals(found, (0.95,))
+    half = stats.t.isf(0.025, n - 1) * found.std(ddof=1) / math.sqrt(n)
+    assert (low, high) == pytest.approx((found.mean() - half, found.mean() + half))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_a_small_study_does_not_decide_what_a_t_test_leaves_open(n: int) -> None:
+    evidence = weigh([0.006, 0.05, 0.2, 0.1][:n], 0.005)
+    assert evidence.decisive_p > 0.05
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0, 1.0 + 2e-16, 1.0], [1e-300, 0.0, 0.0], [1.0, 1.0 + 1e-15, 1.0, 1.0]]
+)
+def test_values_that_differ_by_rounding_are_equal(values: list[float]) -> None:
+    evidence = weigh(values, 0.5)
+    assert evidence.low == evidence.high == values[0]
+    assert evidence.region == ("above" if values[0] > 0.5 else "within")
 
 
 def test_an_interval_is_about_as_wide_as_students_for_ordinary_noise() -> None:

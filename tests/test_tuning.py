@@ -327,7 +327,7 @@ def test_a_curve_is_json_even_where_runs_failed() -> None:
     assert document["arm"] == dict(ARM)
     assert document["best"] == {RATE: 0.1, EPOCHS: 1}
     assert document["problem"] is None
-    assert document["windows"] == {RATE: [0.0464, 0.215]}  # all are as accurate here
+    assert document["windows"] == {RATE: [0.0464, 0.1]}  # where no run failed
     assert [(t["point"], t["failed"]) for t in document["tried"]] == [
         ({RATE: rate, EPOCHS: epochs}, 2 * (rate > 0.2))
         for rate in (0.0464, 0.1, 0.215)
@@ -342,3 +342,12 @@ def test_a_curve_without_a_best_point_is_json_too() -> None:
     assert (document["best"], document["windows"]) == (None, {})
     assert document["problem"] == "no tuning run gave a figure"
     assert {t["badness"] for t in document["tried"]} == {None}
+
+
+def test_a_grid_ends_where_its_key_s_range_does() -> None:
+    momentum = "train.momentum"  # below 1
+    curve, _ = explore(plan({momentum: 0.464}), lambda point: -point[momentum])
+    tried = [dict(t.point)[momentum] for t in curve.tried]
+    assert max(tried) == 0.464  # 1 may not be set
+    assert curve.best == ((momentum, 0.464),)
+    assert curve.problem == ""

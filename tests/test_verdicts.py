@@ -15,7 +15,7 @@ from fedsim.ledger.store import Ledger
 from fedsim.records import RoundRow
 from fedsim.study.design import Claim, Hypothesis, Published, Study, Values
 from fedsim.study.published import Beside, beside
-from fedsim.study.statistics import ALPHA
+from fedsim.study.statistics import ALPHA, seeds_needed, weigh
 from fedsim.study.verdicts import Decision, Pair, Verdict, decide, judge
 
 RELU: Values = (("model.activation", "relu"),)
@@ -153,6 +153,13 @@ def test_of_a_ratio_the_estimate_is_a_geometric_mean(
     assert 0.99 * factor < verdict.low < factor < verdict.high < 1.01 * factor
 
 
+@pytest.mark.parametrize(("factor", "decision"), [(1.103, "refuted"), (1.097, "supported")])
+def test_a_margin_of_a_tenth_is_just_1_1_times(factor: float, decision: Decision) -> None:
+    h = says("equal", "rounds_to_0.9", margin=0.1)
+    assert one(h, times(factor, 0.001)).verdict == decision
+    assert one(h, times(1 / factor, 0.001)).verdict == decision
+
+
 def test_a_ratio_turned_around_gives_the_opposite_verdict() -> None:
     there = one(says("better", "rounds_to_0.9", margin=0.1), times(1 / 1.3, 0.1))
     turned = [Pair(seed=p.seed, arm=p.reference, reference=p.arm) for p in times(1 / 1.3, 0.1)]
@@ -169,7 +176,7 @@ def test_a_value_of_zero_has_no_ratio(side: str) -> None:
     pairs[3] = dataclasses.replace(pairs[3], **{side: 0.0})  # type: ignore[arg-type]
     verdict = one(says("better", "uplink_bytes"), pairs)
     assert verdict.verdict == "inconclusive"
-    assert verdict.reason == "a value is 0, so that there is no ratio"
+    assert verdict.reason == "a value is not above 0, so that there is no ratio"
     assert (verdict.estimate, verdict.low, verdict.high, verdict.p_holm) == (None,) * 4
     assert verdict.pairs == tuple(pairs)
 
@@ -229,7 +236,9 @@ def test_what_is_decided_alone_may_not_be_among_many() -> None:
     among, *_ = decide([(h, pairs, ""), *undecided])
     assert among.verdict == "inconclusive"
     assert among.p_holm == pytest.approx(6 * alone.p_holm)
+    evidence = weigh([p.arm - p.reference for p in pairs], 0.01)
     assert among.seeds_needed is not None
+    assert among.seeds_needed == seeds_needed(evidence, ALPHA / 6)
     assert among.seeds_needed > 12
     assert among.reason == (
         f"decided alone, but not among all hypotheses (Holm: p = {among.p_holm:.2g}); about "
@@ -431,13 +440,10 @@ def test_a_run_that_never_reached_the_target_counts_with_all_that_it_spent(
     rounds, spent = judge(
         [says(endpoint="rounds_to_0.8"), says(endpoint="bytes_to_0.8")], range(5), runs
     )
-    assert rounds.pairs[2] == Pair(
-        seed=2,
-        arm=pytest.approx(1 + 5 / 6),
-        reference=4.0,
-        arm_reached=True,
-        reference_reached=False,
-    )
+    pair = rounds.pairs[2]
+    assert (pair.seed, pair.reference) == (2, 4)
+    assert pair.arm == pytest.approx(1 + 5 / 6)
+    assert (pair.arm_reached, pair.reference_reached) == (True, False)
     assert rounds.pairs[0].reference == pytest.approx(3.5)
     assert rounds.censored == spent.censored == (0, 1)
     assert rounds.verdict == spent.verdict == "supported"
@@ -516,9 +522,9 @@ def test_published_figures_stand_beside_the_mean_of_the_seeds(tmp_path: Path) ->
     asked = study(claimed(TANH, 4.0), claimed(RELU, 0.5, "test_accuracy"))
     runs = runs_of(tmp_path, {1: [0.3, 0.6], 2: [0.3, 0.4, 0.4], 3: [0.3, 0.5, 0.6]}, {2: [0.6]})
     first, second = beside(asked, runs)
-    assert first == Beside(
-        published=asked.published[0], ours=pytest.approx((2 + 3 + 3) / 3), seeds=3, reached=2
-    )
+    assert first.published == asked.published[0]
+    assert first.ours == pytest.approx((2 + 3 + 3) / 3)
+    assert (first.seeds, first.reached) == (3, 2)
     assert first.ratio == pytest.approx(2 / 3)
     assert second == Beside(published=asked.published[1], ours=0.6, seeds=1, reached=1)
     assert json.loads(json.dumps(second.as_json(), allow_nan=False)) == {

@@ -61,8 +61,9 @@ def study(
 ) -> None:
     """Run an experiment over axes and seeds, and decide hypotheses.
 
-    Every combination of the axes runs with every seed. Runs that are there already are not run again, so the same command goes on with a study that
-    was stopped, and tries failed runs once more.
+    Every combination of the axes runs with every seed. Runs that are there already are not run
+    again, so the same command goes on with a study that was stopped, and tries failed runs once
+    more.
 
     Examples:
 

@@ -79,7 +79,7 @@ def study_page(data: StudyData) -> Page:
         for title, arms in grouped(study, compared).items()
     }
     panels = {title: curves for title, curves in panels.items() if curves}
-    accuracy = accuracy_by_round(panels, study.targets)
+    accuracy = accuracy_by_round(panels, study.targets) if panels else None
     differences = forest(data.verdicts) if any(v.low is not None for v in data.verdicts) else None
     sections = [
         verdicts_section(data.verdicts),
@@ -90,7 +90,7 @@ def study_page(data: StudyData) -> Page:
         Section(
             name="price",
             title="What accuracy costs",
-            picture=accuracy_by_cost(panels, study.targets),
+            picture=accuracy_by_cost(panels, study.targets) if panels else None,
         ),
         arms_section(data.arms, study),
         tuning_section(study, data.curves, compared),
@@ -103,8 +103,8 @@ def study_page(data: StudyData) -> Page:
         ),
         partition_section(data.partitions),
         failures_section(labelled(loaded), data.failures, data.tuning_failures),
-        method_section(runs, STATISTICS),
-        manifest_section(runs, study.document()),
+        *([method_section(runs, STATISTICS)] if runs else []),
+        *([manifest_section(runs, study.document())] if runs else []),
     ]
     return Page(
         title=f"{study.name}: fedsim",

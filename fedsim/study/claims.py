@@ -30,7 +30,8 @@ def read_hypotheses(raw: object, axes: Axes, problems: list[str]) -> tuple[Hypot
         else:
             wrong.append("must be a table, [[hypothesis]]")
         problems += [f"{place}: {line}" for line in wrong]
-    twice = {h.text for h in found if sum(other.text == h.text for other in found) > 1}
+    said = [(h.arm, h.reference, h.endpoint, h.claim) for h in found]
+    twice = {h.text for h, what in zip(found, said, strict=True) if said.count(what) > 1}
     problems += [f"hypothesis: says twice that {text}" for text in sorted(twice)]
     return tuple(found)
 
@@ -38,8 +39,8 @@ def read_hypotheses(raw: object, axes: Axes, problems: list[str]) -> tuple[Hypot
 def read_entry(entry: Mapping[str, Any], axes: Axes, wrong: list[str]) -> list[Hypothesis]:
     """Return the claims of one entry."""
     wrong += [f"{key}: unknown key; {nearest(key, KEYS)}" for key in entry if key not in KEYS]
-    missing = [key for key in ("arm", "reference", "endpoint", "claim") if key not in entry]
-    wrong += [f"{key}: is missing" for key in missing]
+    needed = ("arm", "reference", "endpoint", "claim")
+    wrong += [f"{key}: is missing" for key in needed if entry.get(key, []) == []]
     claims = get_args(Claim)
     if "claim" in entry and entry["claim"] not in claims:
         wrong.append(f"claim = {entry['claim']!r}: must be one of {', '.join(claims)}")
@@ -84,8 +85,8 @@ def read_published(raw: object, axes: Axes, problems: list[str]) -> tuple[Publis
             wrong.append(f"endpoint = {entry['endpoint']!r}: {problem}")
         for given in listed(entry["values"]):
             value = given.get("value") if isinstance(given, Mapping) else None
-            if value is None or type(value) not in (int, float):
-                wrong.append(f"values: {given!r} must be axes and a value, a number")
+            if type(value) not in (int, float) or not 0 < float(value or 0) < float("inf"):
+                wrong.append(f"values: {given!r} must be axes and a value, a number above 0")
                 continue
             arm = read_where(
                 {k: v for k, v in given.items() if k != "value"}, axes, wrong, "values"
@@ -96,7 +97,7 @@ def read_published(raw: object, axes: Axes, problems: list[str]) -> tuple[Publis
                 Published(
                     arm=tuple((axis, arm.get(axis)) for axis in axes),
                     endpoint=str(entry["endpoint"]),
-                    value=float(value),
+                    value=float(value or 0),
                     source=str(entry["source"]),
                 )
             )
@@ -145,8 +146,13 @@ def read_where(raw: object, axes: Axes, wrong: list[str], name: str = "where") -
         return {}
     found: dict[str, Any] = {}
     for given, value in flat(raw):
-        axis = next((axis for axis in axes if given in (axis, short(axis))), None)
-        if axis is None:
+        named_so = [axis for axis in axes if given == axis] or [
+            axis for axis in axes if given == short(axis)
+        ]
+        axis = named_so[0] if named_so else ""
+        if len(named_so) > 1:
+            wrong.append(f"{name}.{given}: may be {' or '.join(named_so)}; write it in full")
+        elif not axis:
             wrong.append(f"{name}.{given}: is no axis; {nearest(given, axes)}")
         elif not is_among(value, axes[axis]):
             known = ", ".join(map(str, axes[axis]))

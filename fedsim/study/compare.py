@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Comparison:
         problems = [
             f"--endpoint {name}: {problem}"
             for name in endpoints
-            if (problem := endpoint_problem(name, tuned=True))
+            if (problem := endpoint_problem(name, tuned=True) or no_margin(name))
         ]
         if problems:
             raise ConfigError(problems)
@@ -57,11 +58,11 @@ class Comparison:
                 reference=reference,
                 endpoint=name,
                 claim="better",
-                margin=known.margin or 0.0,
+                margin=known.margin or math.nan,
                 direction=known.direction or "lower",
                 scale=known.scale,
             )
-            for name in endpoints
+            for name in dict.fromkeys(endpoints)
             if (known := endpoint_of(name))
             for arm in others
         ]
@@ -116,11 +117,22 @@ def compare_runs(paths: Sequence[Path]) -> Comparison:
     return Comparison(keys=keys, arms=arms, seeds=common, runs=found, unpaired=unpaired)
 
 
+def no_margin(name: str) -> str | None:
+    """Say that nobody knows what counts as a difference in an endpoint."""
+    known = endpoint_of(name)
+    if known is None or known.margin is not None:
+        return None
+    return "has no margin of its own: write a study, whose hypothesis names one"
+
+
 def run_paths(paths: Sequence[Path]) -> list[Path]:
     """Return the runs that are named, or lie in what is named."""
     found: list[Path] = []
     for path in paths:
-        found += [path] if holds_run(path) else [run.path for run in list_runs(path)]
+        below = [path] if holds_run(path) else [run.path for run in list_runs(path)]
+        if not below:
+            raise ConfigError([f"{path} holds no run"])
+        found += below
     return list(dict.fromkeys(found))
 
 

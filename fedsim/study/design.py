@@ -202,12 +202,13 @@ class Study:
             raise ConfigError(list(problems))
 
     def first_cells(self, arm: Values, vocabulary: Vocabulary) -> Iterator[Cell]:
-        """Yield an arm's first run, and its first one that tunes."""
+        """Yield an arm's first run, and those that begin its tuning, one for each choice."""
         point: Values = ()
         if self.tune is not None:
-            starts = {**self.tune.grids, **{k: v[0] for k, v in self.tune.choices.items()}}
-            point = tuple(starts.items())
-            yield self.tuning_cell(arm, point, self.tune.seeds[0], vocabulary)
+            for chosen in itertools.product(*self.tune.choices.values()):
+                choice = zip(self.tune.choices, chosen, strict=True)
+                point = (*self.tune.grids.items(), *choice)
+                yield self.tuning_cell(arm, point, self.tune.seeds[0], vocabulary)
         yield self.cell(arm, point, self.seeds[0], vocabulary)
 
     def document(self) -> dict[str, Any]:
@@ -285,7 +286,11 @@ def label_of(values: Values) -> str:
 
 def named(values: Values) -> str:
     """Values with the names of their keys, such as ``labels_per_client 2``."""
-    return ", ".join(f"{short(key)} {value}" for key, value in values)
+    names = [short(key) for key, _ in values]
+    return ", ".join(
+        f"{name if names.count(name) == 1 else key} {value}"
+        for name, (key, value) in zip(names, values, strict=True)
+    )
 
 
 def short(key: str) -> str:

@@ -102,5 +102,5 @@ def endpoint_problem(name: object, *, tuned: bool = False) -> str | None:
         valid = [*FIGURES, *(f"{cost}_to_0.95" for cost in COSTS)]
         return f"unknown endpoint; {nearest(str(name), [*valid, *known_figures()], valid)}"
     if tuned and endpoint.direction is None:
-        return "nobody knows which values of it are better; tune on another"
+        return "nobody knows which values of it are better; take another"
     return None

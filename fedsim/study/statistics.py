@@ -27,6 +27,8 @@ EQUIVALENCE_LEVEL = 0.90  # two one-sided tests at 5% are this interval within t
 ALPHA = 0.05
 POWER = 0.80
 RESAMPLES = 10_000
+FEWEST_RESAMPLED = 6  # of fewer values a bootstrap's interval is little else than their range
+SAME = 1e-12  # values that differ by so little, beside 1 or their size, differ by rounding alone
 MOST_SEEDS = 10_000  # beyond which nobody would want to know
 
 Values = npt.NDArray[np.float64]
@@ -109,7 +111,8 @@ def intervals(
 ) -> list[tuple[float, float]]:
     """Return BCa intervals of the mean at several levels, from the same resamples.
 
-    Of a single value they are NaN; of values that are all equal, that value.
+    Of a single value they are NaN; of values that are all equal, that value; of two to five
+    values, Student's interval, since there is next to nothing to resample.
 
     Args:
         values: shape (n,).
@@ -121,8 +124,11 @@ def intervals(
     n = len(values)
     if n < 2:
         return [(math.nan, math.nan) for _ in levels]
-    if np.ptp(values) == 0:
+    if are_equal(values):
         return [(float(values[0]), float(values[0])) for _ in levels]
+    if n < FEWEST_RESAMPLED:
+        students = [stats.ttest_1samp(values, 0.0).confidence_interval(level) for level in levels]
+        return [(float(found.low), float(found.high)) for found in students]
     found: list[tuple[float, float]] = []
     result = None
     for level in levels:
@@ -138,6 +144,11 @@ def intervals(
         low, high = result.confidence_interval
         found.append((float(low), float(high)))
     return found
+
+
+def are_equal(values: Values) -> bool:
+    """Say whether values are the same but for rounding."""
+    return bool(np.ptp(values) <= SAME * max(1.0, float(np.abs(values).max())))
 
 
 def expanded(level: float, n: int) -> float:
@@ -158,7 +169,7 @@ def p_values(values: Values, margin: float) -> dict[Region, float]:
 
     if len(values) < 2:
         return {"above": 1.0, "below": 1.0, "within": 1.0}
-    if np.ptp(values) == 0:
+    if are_equal(values):
         mean = float(values[0])
         inside = {"above": mean > margin, "below": mean < -margin, "within": abs(mean) < margin}
         return {

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedsim.config import fields_by_key
 from fedsim.study.design import Tune, Values
+from fedsim.values import range_problem
 
 STEPS_PER_DECADE = 3
 MOST_STEPS = 9  # three decades either way; who is not inside by then has no optimum there
@@ -81,12 +83,15 @@ class Curve:
         return [(k, v) for k, v in self.best or () if isinstance(v, float)]
 
     def line(self, key: str) -> list[tuple[float, float]]:
-        """Return a grid's values and their accuracies, other values being the best ones."""
+        """Return a grid's values and their accuracies, other values being the best ones.
+
+        Values with which a run failed are left out.
+        """
         others = [(k, v) for k, v in self.best or () if k != key]
         return sorted(
             (dict(t.point)[key], t.accuracy)
             for t in self.tried
-            if [(k, v) for k, v in t.point if k != key] == others
+            if not t.failed and [(k, v) for k, v in t.point if k != key] == others
         )
 
     def window(self, key: str) -> tuple[float, float] | None:
@@ -129,7 +134,8 @@ def point_at(tune: Tune, place: Place) -> Values:
 def first_places(tune: Tune) -> list[Place]:
     """Return where the search begins: three steps of each grid, and every choice."""
     steps = [(-1, 0, 1)] * len(tune.grids)
-    return list(itertools.product(*steps, *(range(len(v)) for v in tune.choices.values())))
+    places = itertools.product(*steps, *(range(len(v)) for v in tune.choices.values()))
+    return [place for place in places if is_allowed(tune, place)]
 
 
 def neighbours(tune: Tune, place: Place) -> Iterator[Place]:
@@ -137,8 +143,14 @@ def neighbours(tune: Tune, place: Place) -> Iterator[Place]:
     for axis in range(len(tune.grids)):
         for step in (-1, 1):
             moved = (*place[:axis], place[axis] + step, *place[axis + 1 :])
-            if abs(moved[axis]) <= MOST_STEPS:
+            if abs(moved[axis]) <= MOST_STEPS and is_allowed(tune, moved):
                 yield moved
+
+
+def is_allowed(tune: Tune, place: Place) -> bool:
+    """Say whether every value of a grid may be set: where a key's range ends, so does its grid."""
+    known, point = fields_by_key(), dict(point_at(tune, place))
+    return not any(range_problem(key, point[key], known[key]) for key in tune.grids)
 
 
 def search(

@@ -182,7 +182,7 @@ def verdict_of(
     plain = Verdict(
         hypothesis=h,
         verdict="inconclusive",
-        reason=why or "a value is 0, so that there is no ratio",
+        reason=why or "a value is not above 0, so that there is no ratio",
         pairs=tuple(pairs),
     )
     if evidence is None:
