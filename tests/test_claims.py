@@ -449,7 +449,7 @@ def test_a_single_published_value_needs_no_list(study: Reader) -> None:
             'value = "87"',
             [
                 "values: {'activation': 'relu', 'depth': 2, 'value': '87'} must be axes and a "
-                "value, a number"
+                "value, a number above 0"
             ],
         ),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,6 +97,7 @@ def page_of(directory: Path, data_dir: Path | None) -> Page:
 
 def study_data(directory: Path, data_dir: Path | None) -> StudyData:
     """Read and analyse the study in a directory."""
+    from fedsim.ledger.read import load
     from fedsim.report.arms import summarise_study
     from fedsim.report.study import StudyData
     from fedsim.study.execute import StudyRuns
@@ -104,12 +106,13 @@ def study_data(directory: Path, data_dir: Path | None) -> StudyData:
 
     asked = read_stored(directory)
     runs = StudyRuns(study=asked, directory=directory, vocabulary={}, retry=False)
-    complete = runs.complete()
+    complete, read = runs.complete(), cache(load)
     return StudyData(
         study=asked,
         runs=complete,
-        arms=summarise_study(asked, complete, directory),
-        verdicts=judge(asked.hypotheses, asked.seeds, complete),
+        read=read,
+        arms=summarise_study(asked, complete, directory, read),
+        verdicts=judge(asked.hypotheses, asked.seeds, complete, read),
         curves=runs.curves,
         failures=runs.failures(),
         tuning_failures=runs.errors(tuning=True),

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -195,17 +196,18 @@ def time_activations(
 
 def show_study(done: StudyRuns, output: OutputFormat) -> None:
     """Print the arms side by side, and the verdicts, from the complete runs."""
+    from fedsim.ledger.read import load
     from fedsim.report.arms import calibration_in, summarise_study, timed_elsewhere
     from fedsim.report.tables import arms_table, published_table, show
     from fedsim.report.verdicts import verdicts_table
     from fedsim.study.published import beside
     from fedsim.study.verdicts import judge
 
-    asked, complete = done.study, done.complete()
+    asked, complete, read = done.study, done.complete(), cache(load)
     calibration = calibration_in(done.directory)
     elsewhere = timed_elsewhere(calibration, list(complete.values())) if calibration else []
-    arms = summarise_study(asked, complete, done.directory)
-    verdicts = judge(asked.hypotheses, asked.seeds, complete)
+    arms = summarise_study(asked, complete, done.directory, read)
+    verdicts = judge(asked.hypotheses, asked.seeds, complete, read)
     if output is OutputFormat.json:
         document = as_json(done, arms, verdicts)
         document["calibration_unstable"] = list(calibration.unstable) if calibration else None
@@ -224,7 +226,7 @@ def show_study(done: StudyRuns, output: OutputFormat) -> None:
     if verdicts:
         typer.echo("\nverdicts")
         show(verdicts_table(verdicts))
-    if others := beside(asked, complete):
+    if others := beside(asked, complete, read):
         typer.echo("\nbeside what is published")
         show(published_table(others))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.ledger.files import CALIBRATION
-from fedsim.ledger.read import load
+from fedsim.ledger.read import Run, load
 from fedsim.measure.timings import Calibration, Timing, read_calibration
 from fedsim.records import ClientRow, Kind, RoundRow
 from fedsim.records import figures as columns
@@ -113,6 +113,7 @@ def summarise_arm(
     runs: Sequence[Path | None],
     targets: Sequence[float],
     timings: Timing | None = None,
+    read: Callable[[Path], Run] = load,
 ) -> Arm:
     """Read the completed runs of one arm, one for each seed; None stands for one that failed.
 
@@ -122,7 +123,7 @@ def summarise_arm(
     """
     names = [*FIGURES, *(to_target(cost, target) for cost in COSTS for target in targets)]
     failed: dict[str, float | None] = dict.fromkeys(names)
-    found = [failed if path is None else figures_of(load(path), targets) for path in runs]
+    found = [failed if path is None else figures_of(read(path), targets) for path in runs]
     spreads = {name: tuple(figures[name] for figures in found) for name in names}
     complete = {
         name: not any(value is not None and math.isnan(value) for value in values)
@@ -136,7 +137,10 @@ def summarise_arm(
 
 
 def summarise_study(
-    study: Study, runs: Mapping[tuple[Values, int], Path], directory: Path
+    study: Study,
+    runs: Mapping[tuple[Values, int], Path],
+    directory: Path,
+    read: Callable[[Path], Run] = load,
 ) -> list[Arm]:
     """Read the arms of a study.
 
@@ -144,6 +148,7 @@ def summarise_study(
         study: whose arms they are.
         runs: where the complete runs lie, by arm and seed; others count as failed.
         directory: the study's, in which the activations' timings may lie.
+        read: opens a run, see :func:`fedsim.study.verdicts.judge`.
     """
     calibration = calibration_in(directory)
     timings = calibration.activations if calibration else {}
@@ -153,6 +158,7 @@ def summarise_study(
             [runs.get((arm, seed)) for seed in study.seeds],
             study.targets,
             timings.get(study.value(arm, "model.activation")),
+            read,
         )
         for arm in study.arms
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim import units
-from fedsim.ledger.read import Run, load
+from fedsim.ledger.read import Run
 from fedsim.report.arms import Arm
 from fedsim.report.curves import arm_curve
 from fedsim.report.details import bills, health, layer_health, partition
@@ -45,6 +45,7 @@ class StudyData:
     Attributes:
         study: what was asked.
         runs: where the complete results lie, by arm and seed.
+        read: opens one.
         arms: their figures over seeds.
         verdicts: on the study's hypotheses.
         curves: what tuning found, by arm.
@@ -56,6 +57,7 @@ class StudyData:
 
     study: Study
     runs: Mapping[tuple[Values, int], Path]
+    read: Callable[[Path], Run]
     arms: Sequence[Arm]
     verdicts: Sequence[Verdict]
     curves: Mapping[Values, Curve]
@@ -67,7 +69,7 @@ class StudyData:
 def study_page(data: StudyData) -> Page:
     """Return the report of a study."""
     study = data.study
-    loaded = {key: load(path) for key, path in data.runs.items()}
+    loaded = {key: data.read(path) for key, path in data.runs.items()}
     runs = list(loaded.values())
     by_arm = {
         arm: [loaded[arm, s] for s in study.seeds if (arm, s) in loaded] for arm in study.arms
@@ -83,7 +85,7 @@ def study_page(data: StudyData) -> Page:
     differences = forest(data.verdicts) if any(v.low is not None for v in data.verdicts) else None
     sections = [
         verdicts_section(data.verdicts),
-        published_section(study, data.runs),
+        published_section(study, data),
         Section(
             name="curves", title="Accuracy by round", picture=accuracy if differences else None
         ),
@@ -193,7 +195,7 @@ def verdicts_section(verdicts: Sequence[Verdict]) -> Section:
     return Section(name="verdicts", title="Verdicts", table=((*head, "kind", "because"), rows))
 
 
-def published_section(study: Study, runs: Mapping[tuple[Values, int], Path]) -> Section:
+def published_section(study: Study, data: StudyData) -> Section:
     """What others published, beside what was found here."""
     text: tuple[str, ...] = ()
     if study.published and study.tune and study.tune.split == "test":
@@ -201,7 +203,7 @@ def published_section(study: Study, runs: Mapping[tuple[Values, int], Path]) -> 
             "Values were chosen by the test split's own curve, as in the publication: these "
             "figures may stand beside its own, and decide nothing.",
         )
-    table = published_rows(beside(study, runs))
+    table = published_rows(beside(study, data.runs, data.read))
     return Section(name="published", title="Beside what is published", text=text, table=table)
 
 

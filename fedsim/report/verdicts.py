@@ -87,4 +87,5 @@ def sentence(verdict: Verdict) -> str:
         size = f"{arm} takes {units.times(verdict.estimate)} {what} of {reference}"
     else:
         size = f"{arm} is {effect(verdict)} from {reference} in {h.endpoint}"
-    return f"{size}{at}, {interval(verdict)}."
+    decided = f": {verdict.reason}" if verdict.verdict != "inconclusive" else ""
+    return f"{size}{at}, {interval(verdict)}{decided}."

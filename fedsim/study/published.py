@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.ledger.read import load
+from fedsim.ledger.read import Run, load
 from fedsim.study.design import Published, Study, Values
 from fedsim.study.endpoints import value_of
 
@@ -45,17 +45,22 @@ class Beside:
         }
 
 
-def beside(study: Study, runs: Mapping[tuple[Values, int], Path]) -> list[Beside]:
+def beside(
+    study: Study,
+    runs: Mapping[tuple[Values, int], Path],
+    read: Callable[[Path], Run] = load,
+) -> list[Beside]:
     """Return every published figure with this study's own.
 
     Args:
         study: which names what was published.
         runs: where the complete runs lie, by arm and seed.
+        read: opens one, see :func:`fedsim.study.verdicts.judge`.
     """
     found = []
     for p in study.published:
         paths = [runs[p.arm, seed] for seed in study.seeds if (p.arm, seed) in runs]
-        values = [value_of(load(path), p.endpoint) for path in paths]
+        values = [value_of(read(path), p.endpoint) for path in paths]
         known = [(v, reached) for v, reached in values if not math.isnan(v)]
         found.append(
             Beside(

@@ -7,7 +7,7 @@ before. ``docs/statistics.md`` says how, and how often that is wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -100,6 +100,7 @@ def judge(
     hypotheses: Sequence[Hypothesis],
     seeds: Sequence[int],
     runs: Mapping[tuple[Values, int], Path],
+    read: Callable[[Path], Run] = load,
 ) -> list[Verdict]:
     """Return a verdict on each hypothesis, corrected for all of them (Holm).
 
@@ -107,8 +108,9 @@ def judge(
         hypotheses: of one study.
         seeds: that the study asked for; as long as one is missing nothing is decided.
         runs: where the complete runs lie, by arm and seed.
+        read: opens one; what keeps those that it has opened spares reading them again.
     """
-    loaded = {key: load(path) for key, path in runs.items()}
+    loaded = {key: read(path) for key, path in runs.items()}
     values: dict[tuple[Values, int, str], tuple[float, bool]] = {}
 
     def value(arm: Values, seed: int, name: str) -> tuple[float, bool]:
