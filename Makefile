@@ -14,11 +14,11 @@ help:  ## list the targets
 demo: $(READY)  ## compare five activations on fifty clients (two minutes, installation included)
 	$(BIN)/fedsim study configs/activations.toml
 
-test: $(READY)  ## run every test, those with Ray, Flower's runtime and installation too
+test: $(READY)  ## run every test, those with Ray, Flower's runtime, Chromium and installation too
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)  ## run the unit tests alone
-	$(BIN)/python -m pytest -m "not slow and not ray and not flower and not install"
+	$(BIN)/python -m pytest -m "not slow and not ray and not flower and not install and not browser"
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
