@@ -37,9 +37,10 @@ def markdown_of(page: Page, folder: str, command: str) -> str:
     parts = [f"# {page.question}", f"<!-- made by: {command} -->"]
     if page.notice:
         parts.append(f"**{page.notice}**")
+    parts.append(page.more)
     if page.answers:
         parts.append("\n".join(f"- **{word}**: {sentence}" for word, sentence in page.answers))
-    parts += [page.more, image(page.picture, folder) if page.picture else ""]
+    parts += [image(page.picture, folder) if page.picture else ""]
     for section in page.sections:
         parts += [f"## {section.title}", *section.text, section.missing]
         if section.picture is not None:

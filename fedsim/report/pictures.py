@@ -71,7 +71,12 @@ def accuracy_by_round(panels: Panels, targets: Sequence[float]) -> Picture:
 def accuracy_by_cost(panels: Panels, targets: Sequence[float]) -> Picture:
     """Test accuracy against what was spent: the arm to the upper left wins."""
     order = order_of(panels)
-    costs = (("transferred_bytes", 1e-6, "MB, both ways"), ("cpu_seconds", 1.0, "client CPU, s"))
+    most = max(c.transferred_bytes[-1] for arms in panels.values() for c in arms.values())
+    size, unit = (1e-9, "GB") if most >= 1e10 else (1e-6, "MB")
+    costs = (
+        ("transferred_bytes", size, f"{unit}, both ways"),
+        ("cpu_seconds", 1.0, "client CPU, s"),
+    )
 
     def draw(pen: Pen, narrow: bool) -> Figure:
         figure, axes = new_figure(

@@ -87,5 +87,5 @@ def sentence(verdict: Verdict) -> str:
         size = f"{arm} takes {units.times(verdict.estimate)} {what} of {reference}"
     else:
         size = f"{arm} is {effect(verdict)} from {reference} in {h.endpoint}"
-    decided = f": {verdict.reason}" if verdict.verdict != "inconclusive" else ""
-    return f"{size}{at}, {interval(verdict)}{decided}."
+    why = f": {verdict.reason.partition(':')[0]}" if verdict.verdict == "refuted" else ""
+    return f"{size}{at}, {interval(verdict)}{why}."
