@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from benchmarks.report import rewrite
-from fedsim.cli.operating import promised
+from fedsim.cli.operating import HEAD, rows_of
 from fedsim.study.operating import Rate, Scenario, scenarios
 
 ROOT = Path(__file__).parents[1]
@@ -53,20 +53,9 @@ def run_one(scenario: Scenario, repetitions: int) -> Rate:
 
 def markdown(rates: Sequence[Rate]) -> str:
     """Return the table."""
-    head = "| scenario | noise | seeds | share | 95% interval | promised | holds |"
-    lines = [head, "|---|---|---|---|---|---|---|"]
-    for r in rates:
-        bound = {"at most": "at most ", "at least": "at least ", "within": ""}[r.check]
-        sign = {"at most": "+", "at least": "-", "within": "+-"}[r.check]
-        plus = f" {sign} {100 * r.tolerance:g} points" if r.tolerance else ""
-        claim = f"{bound}{100 * r.promised:g}%{plus}" if promised(r) else ""
-        holds = ("yes" if r.holds else "**no**") if promised(r) else ""
-        lines.append(
-            f"| {r.scenario} | {r.shape} | {r.seeds} | {100 * r.share:.1f}% "
-            f"| {100 * r.low:.1f} to {100 * r.high:.1f}% | {claim} | {holds} |"
-        )
-    repetitions = rates[0].repetitions
-    return "\n".join([*lines, "", f"{repetitions:,} studies a line."])
+    lines = [HEAD, ("---",) * len(HEAD), *rows_of(rates)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{table}\n\n{rates[0].repetitions:,} studies a line."
 
 
 if __name__ == "__main__":

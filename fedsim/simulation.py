@@ -121,10 +121,15 @@ class OneByOne:
 
     def begin(self, experiment: Experiment, tell: Callable[[str], None]) -> None:
         """Run an experiment to its end."""
-        complete = prepare(experiment, self._tell)
-        with self._around():
-            simulate(complete, self._executor)
-        tell("")
+        from fedsim.engine import problem_of
+
+        complete, problem = prepare(experiment, self._tell), ""
+        try:
+            with self._around():
+                simulate(complete, self._executor)
+        except Exception as error:  # as in a worker: the others go on
+            problem = problem_of(error)
+        tell(problem)
 
     def wait(self) -> None:
         """Return: whatever was begun has ended."""

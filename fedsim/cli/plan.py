@@ -32,7 +32,8 @@ def show_plan(asked: Study, directory: Path, output: OutputFormat) -> None:
             f"{asked.tune.split} split), {plan['tuning_runs_complete']} complete; more where the "
             "best value is at the edge of the grid"
         )
-    typer.echo(f"client updates to go: {plan['client_updates']:,} at the most (counted)")
+    more = "" if asked.tune is None else ", and more where a grid grows"
+    typer.echo(f"client updates to go: {plan['client_updates']:,}{more} (counted)")
     typer.echo(
         f"time to go: about {units.seconds(seconds)} on {plan['cores']} cores, rounds in full "
         f"({plan['seconds_from']})"
@@ -64,7 +65,9 @@ def plan_of(asked: Study, directory: Path) -> dict[str, Any]:
     missing = runs.wanted()
     untuned = [arm for arm in asked.arms if runs.tuned(arm)[0] is None]
     to_go: list[Experiment] = [first[cell.arm, cell.tuning] for cell in missing]
-    to_go += [first[arm, False] for arm in untuned for _ in asked.seeds]
+    # On the test split the runs that tune are the results.
+    later = [] if asked.tune and asked.tune.split == "test" else untuned
+    to_go += [first[arm, False] for arm in later for _ in asked.seeds]
     tuning = [cell for arm in asked.arms for cell in runs.tuned(arm)[1] if not runs.result(cell)]
     modelled = {key: run_seconds(experiment) for key, experiment in first.items()}
     known = [(modelled[r.cell.arm, r.cell.tuning], r.directory) for r in runs.results.values()]
@@ -72,7 +75,7 @@ def plan_of(asked: Study, directory: Path) -> dict[str, Any]:
     scale = took / sum(expected for expected, _ in known) if known else 1.0
     cores = len(allowed_cores()) or 1
     seconds = sum(modelled[cell.arm, cell.tuning] for cell in missing)
-    seconds += sum(modelled[arm, False] for arm in untuned) * len(asked.seeds)
+    seconds += sum(modelled[arm, False] for arm in later) * len(asked.seeds)
     complete_tuning = sum(not t.failed and t.runs for c in runs.curves.values() for t in c.tried)
     return {
         "study": asked.name,

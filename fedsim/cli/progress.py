@@ -180,8 +180,10 @@ class StudyProgress:
 
 def name_of(cell: Cell) -> str:
     """Name a run of a study."""
-    values = [cell.label, *(f"{key.rpartition('.')[2]} {value:g}" for key, value in cell.point)]
-    return f"{'tuning ' if cell.tuning else ''}{', '.join(values)}, seed {cell.seed}"
+    from fedsim.study.design import named
+
+    values = ", ".join(part for part in (cell.label, named(cell.point)) if part)
+    return f"{'tuning ' if cell.tuning else ''}{values}, seed {cell.seed}"
 
 
 def described(directory: Path) -> str:

@@ -32,6 +32,7 @@ from fedsim.errors import ConfigError, RunFailed
 
 if TYPE_CHECKING:
     from fedsim.engine.pool import RayExecutor
+    from fedsim.ledger.read import Run
     from fedsim.measure.timings import Calibration
     from fedsim.report.arms import Arm
     from fedsim.study.design import Study
@@ -79,6 +80,8 @@ def study(
 
     started = time.monotonic()
     if check:
+        if file or plan or settings:
+            raise click.UsageError("--calibrate takes no FILE, --plan or --set.")
         calibrate(output, quiet=quiet)
         return
     if file is None:
@@ -164,11 +167,13 @@ def as_begun(asked: Study, directory: Path) -> Study:
     from fedsim.runs import stored_experiment
 
     runs = list_runs(directory) if directory.is_dir() else []
-    begun = next((run.path for run in runs if run.status != "damaged"), None)
-    if begun is None:
-        return asked
-    stored = stored_experiment(begun)
-    chosen = {"train.compiler": stored.train.compiler, "engine.name": stored.engine.name}
+    stored = [stored_experiment(run.path) for run in runs if run.status != "damaged"]
+    choices = {
+        "train.compiler": {experiment.train.compiler for experiment in stored},
+        "engine.name": {experiment.engine.name for experiment in stored},
+    }
+    # Where runs chose differently, each arm's own data or model decided, and will again.
+    chosen = {key: values.pop() for key, values in choices.items() if len(values) == 1}
     open_ = {
         key: value
         for key, value in chosen.items()
@@ -198,7 +203,7 @@ def show_study(done: StudyRuns, output: OutputFormat) -> None:
     """Print the arms side by side, and the verdicts, from the complete runs."""
     from fedsim.ledger.read import load
     from fedsim.report.arms import calibration_in, summarise_study, timed_elsewhere
-    from fedsim.report.tables import arms_table, published_table, show
+    from fedsim.report.tables import arms_table, over_seeds, published_table, show
     from fedsim.report.verdicts import verdicts_table
     from fedsim.study.published import beside
     from fedsim.study.verdicts import judge
@@ -209,7 +214,7 @@ def show_study(done: StudyRuns, output: OutputFormat) -> None:
     arms = summarise_study(asked, complete, done.directory, read)
     verdicts = judge(asked.hypotheses, asked.seeds, complete, read)
     if output is OutputFormat.json:
-        document = as_json(done, arms, verdicts)
+        document = as_json(done, arms, verdicts, read)
         document["calibration_unstable"] = list(calibration.unstable) if calibration else None
         document["calibration_elsewhere"] = elsewhere if calibration else None
         typer.echo(json.dumps(document))
@@ -231,7 +236,9 @@ def show_study(done: StudyRuns, output: OutputFormat) -> None:
         show(published_table(others))
 
 
-def as_json(done: StudyRuns, arms: Sequence[Arm], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def as_json(
+    done: StudyRuns, arms: Sequence[Arm], verdicts: Sequence[Verdict], read: Callable[[Path], Run]
+) -> dict[str, Any]:
     """Return a study as JSON values."""
     from fedsim.report.arms import kinds_of
     from fedsim.report.summary import run_summary
@@ -268,16 +275,11 @@ def as_json(done: StudyRuns, arms: Sequence[Arm], verdicts: Sequence[Verdict]) -
         "failed": [cell for cell in failed if not cell["tuning"]],
         "failed_tuning": tried,
         "verdicts": [verdict.as_json() for verdict in verdicts],
-        "published": [b.as_json() for b in beside(done.study, done.complete())],
+        "published": [b.as_json() for b in beside(done.study, done.complete(), read)],
         "tuning": [curve.as_json() for curve in done.curves.values()],
         "kinds": kinds_of(cells[0]) if cells else {},
         "arms": [arm.as_json() for arm in arms],
     }
-
-
-def over_seeds(seeds: int) -> str:
-    """Say what the figures of an arm are over its seeds."""
-    return f"mean +- standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
 
 
 def bill(axes: str, arms: Sequence[Arm], targets: Sequence[float]) -> None:

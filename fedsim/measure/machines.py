@@ -32,4 +32,5 @@ def conditions(manifest: Manifest) -> Iterator[tuple[str, str]]:
                 yield name, str(changed[name])
     for library in LIBRARIES:
         yield library, str(manifest.versions.get(library))
-    yield "device", str(manifest.engine.get("device", "cpu"))
+    for name in ("name", "device"):
+        yield f"engine.{name}", str(manifest.engine.get(name))

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedsim.ledger.files import CALIBRATION
 from fedsim.ledger.read import Run, load
@@ -16,9 +16,6 @@ from fedsim.records import ClientRow, Kind, RoundRow
 from fedsim.records import figures as columns
 from fedsim.study.design import Study, Values, label_of
 from fedsim.study.figures import COSTS, FIGURES, figures_of, to_target
-
-if TYPE_CHECKING:
-    pass  # type: ignore[import-untyped, unused-ignore]
 
 # What is shown of the timings, and what that sums up.
 TIMED = {"ns_per_element": ("forward_ns", "backward_ns"), "share_of_step": ("share_of_step",)}

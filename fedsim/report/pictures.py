@@ -20,6 +20,8 @@ from fedsim.report.drawing import (
     new_figure,
 )
 from fedsim.report.verdicts import effect, interval, margin
+from fedsim.study.design import Tune, short
+from fedsim.study.endpoints import ACCURACIES, endpoint_of
 from fedsim.study.tuning import Curve
 from fedsim.study.verdicts import Verdict
 
@@ -217,7 +219,7 @@ def forest(verdicts: Sequence[Verdict]) -> Picture:
 def forest_panel(axis: Any, pen: Pen, found: Sequence[Verdict], lines: Sequence[str]) -> None:
     """Draw the hypotheses about one endpoint; a difference of shares is in points."""
     ratio = found[0].hypothesis.scale == "ratio"
-    shares = not ratio and all(abs(v.estimate or 0) <= 1 for v in found)
+    shares = found[0].hypothesis.endpoint in ACCURACIES
     factor = 100.0 if shares else 1.0
     fills = {"supported": ("series-2", "o"), "refuted": ("series-4", "X")}
     for v in found:
@@ -247,13 +249,18 @@ def line_label(verdict: Verdict) -> str:
     """Name the arms of a hypothesis beside their line."""
     h = verdict.hypothesis
     arm, reference, where = h.labels
-    return f"{arm} vs {reference}{f', {where}' if where else ''}"
+    claim = "" if h.claim == "better" else f", {h.claim}"
+    return f"{arm} vs {reference}{f', {where}' if where else ''}{claim}"
 
 
-def windows(curves: Mapping[str, Mapping[str, Curve]], key: str, split: str) -> Picture:
-    """Accuracy over what was tuned, a line for each arm; the chosen value is marked."""
+def windows(curves: Mapping[str, Mapping[str, Curve]], key: str, tune: Tune) -> Picture:
+    """What a study was tuned by, over what was tuned; the value that was chosen is marked."""
     order = order_of(curves)
-    short = key.rpartition(".")[2].replace("_", " ")
+    name_of_key = short(key).replace("_", " ")
+    cost = endpoint_of(tune.endpoint)
+    ratio = cost is not None and cost.scale == "ratio"
+    apart = "" if tune.split == "test" else ", which share no seed with the results"
+    window = "a tenth" if ratio else "a point"
 
     def draw(pen: Pen, narrow: bool) -> Figure:
         rows, columns = columns_for(len(curves))
@@ -263,14 +270,16 @@ def windows(curves: Mapping[str, Mapping[str, Curve]], key: str, split: str) -> 
             for name, curve in arms.items():
                 line = curve.line(key)
                 style = pen.series(order[name])
-                x, y = [v for v, _ in line], [100 * a for _, a in line]
+                x, y = [v for v, _ in line], [shown_badness(b, ratio) for _, b in line]
                 axis.plot(x, y, marker=marker(order[name]), ms=3, lw=1.1, **style)
                 best = dict(curve.best or ()).get(key)
-                chosen = [(v, 100 * a) for v, a in line if v == best]
+                chosen = [(v, shown_badness(b, ratio)) for v, b in line if v == best]
                 axis.plot(*zip(*chosen, strict=True), "o", ms=9, mfc="none", color=style["color"])
             axis.set_xscale("log")
-            axis.set_xlabel(short)
-        axes[0].set_ylabel(f"best accuracy, {split} split, %")
+            axis.set_xlabel(name_of_key)
+            if ratio:
+                axis.set_yscale("log")
+        axes[0].set_ylabel(f"{tune.endpoint}, {tune.split} split")
         finish(figure, axes, len(curves), narrow, order, pen)
         return figure
 
@@ -279,17 +288,22 @@ def windows(curves: Mapping[str, Mapping[str, Curve]], key: str, split: str) -> 
         for name, curve in arms.items():
             low, high = curve.window(key) or (np.nan, np.nan)
             decades = f"{np.log10(high / low):.2f}"
-            tried = ", ".join(f"{v:g}: {units.percent(a)}" for v, a in curve.line(key))
+            tried = ", ".join(f"{v:g}: {shown_badness(b, ratio):.3g}" for v, b in curve.line(key))
             chosen = f"{dict(curve.best or ()).get(key, np.nan):g}"
             rows.append((title, name, chosen, f"{low:g} to {high:g}", decades, tried))
-    head = ("setting", "arm", "chosen", "within a point", "decades", "tried")
+    head = ("setting", "arm", "chosen", f"within {window}", "decades", tune.endpoint)
     return Picture(
-        name="tuning",
-        title=f"How wide the good {short} is",
-        caption="Mean over the tuning runs, which share no seed with the results. Circled: the "
-        "value that was chosen. The window is what lies within a point of the best accuracy; "
-        "values beyond the ends were not tried.",
+        name=f"tuning-{short(key)}",
+        title=f"How wide the good {name_of_key} is",
+        caption=f"Mean over the tuning runs{apart}. Circled: the value that was chosen. The window "
+        f"is what lies within {window} of the best; values beyond the ends were not tried, and "
+        "those with which a run failed are left out.",
         kinds=("counted",),
         draw=draw,
         table=(head, rows),
     )
+
+
+def shown_badness(badness: float, ratio: bool) -> float:
+    """Return what a tuning run's badness stands for: a cost, or an accuracy in percent."""
+    return math.exp(badness) if ratio else -100 * badness

@@ -8,6 +8,7 @@ from typing import Any
 
 from fedsim import units
 from fedsim.ledger.read import Run
+from fedsim.measure.machines import unlike_machines
 from fedsim.records import Kind
 from fedsim.report.page import Section
 from fedsim.study.figures import COSTS
@@ -33,7 +34,10 @@ MEANINGS: dict[Kind, str] = {
 
 
 def failures_section(
-    runs: Mapping[str, Run], failed: Sequence[str], tuning: Sequence[str] = ()
+    runs: Mapping[str, Run],
+    failed: Sequence[str],
+    tuning: Sequence[str] = (),
+    missing: int = 0,
 ) -> Section:
     """Say what failed: runs, and clients in rounds that went on without them.
 
@@ -41,13 +45,17 @@ def failures_section(
         runs: by what they are called.
         failed: results that failed, and why.
         tuning: runs that served to choose, which fail where a grid goes too far.
+        missing: results that are not there.
     """
     rows: list[tuple[str, ...]] = []
     for name, run in runs.items():
         bad = run.clients[run.clients.status != "ok"]
         for (status, error), found in bad.groupby(["status", "error"], dropna=False, sort=True):
             rows.append((name, str(len(found)), str(status), str(error)))
-    text = tuple(failed) or ("No run failed.",)
+    silent = max(0, missing - len(failed))
+    text = tuple(failed) or (() if silent else ("No run failed.",))
+    if silent:
+        text += (f"{silent} results are not there, and no ledger says why; run the study again.",)
     if tuning:
         text += (f"Tuning runs that failed, at the ends of their grids: {'; '.join(tuning)}",)
     if not rows:
@@ -61,11 +69,17 @@ def method_section(runs: Sequence[Run], statistics: Sequence[str] = ()) -> Secti
     threads = distinct(str(run.manifest.threads) for run in runs)
     cohorts = [run.clients.cohort.dropna() for run in runs]
     most = max((int(c.max()) for c in cohorts if len(c)), default=0)
+    unlike = tuple(
+        f"The runs were timed under unlike conditions ({line}): timings are averaged below, and no "
+        "verdict pools them."
+        for line in unlike_machines([run.manifest for run in runs])
+    )
     together = f", up to {most} clients trained in one call" if most else ""
     text = (
         f"Times were taken with {threads} thread(s) a worker{together}. A client's CPU seconds are "
         "those of its training thread, so that what else ran on the machine slows them little; "
         "wall seconds are of everything.",
+        *unlike,
         *statistics,
     )
     rows: list[tuple[str, ...]] = [(what, kind, MEANINGS[kind]) for what, kind in SHOWN.items()]
@@ -88,15 +102,11 @@ def manifest_section(runs: Sequence[Run], asked: Mapping[str, Any]) -> Section:
         ", ".join(f"{k} {v}" for k, v in sorted(m.versions.items()) if v) for m in manifests
     )
     rows.append(("versions", versions))
-    engines = distinct(
-        f"{m.engine.get('name')}, {m.engine.get('workers')} workers" for m in manifests
-    )
+    engines = distinct(engine_text(m.engine) for m in manifests)
     seconds = [m.wall_seconds for m in manifests if m.wall_seconds]
     rows.append(("engine", engines))
     rows.append(("runs", f"{len(runs)}, {units.seconds(sum(seconds))} in all (measured)"))
     rows.append(("begun", f"{min(m.created for m in manifests)} or later"))
-    resumed = sum(bool(m.resumed) for m in manifests)
-    rows.append(("resumed", f"{resumed} of the runs"))
     return Section(
         name="manifest",
         title="What ran, and on what",

@@ -18,7 +18,7 @@ from fedsim.report.details import bills, health, layer_health, partition
 from fedsim.report.page import Page, Section
 from fedsim.report.pictures import accuracy_by_cost, accuracy_by_round, forest, windows
 from fedsim.report.sections import failures_section, manifest_section, method_section
-from fedsim.report.tables import arms_table, published_rows
+from fedsim.report.tables import arms_table, over_seeds, published_rows
 from fedsim.report.verdicts import because, effect, interval, margin, sentence
 from fedsim.study.design import Study, Values, label_of, named
 from fedsim.study.published import beside
@@ -95,7 +95,7 @@ def study_page(data: StudyData) -> Page:
             picture=accuracy_by_cost(panels, study.targets) if panels else None,
         ),
         arms_section(data.arms, study),
-        tuning_section(study, data.curves, compared),
+        *tuning_sections(study, data.curves, compared),
         health_section(study, compared, by_arm),
         Section(
             name="visits",
@@ -104,7 +104,12 @@ def study_page(data: StudyData) -> Page:
             missing="" if runs else "No run is complete.",
         ),
         partition_section(data.partitions),
-        failures_section(labelled(loaded), data.failures, data.tuning_failures),
+        failures_section(
+            labelled(loaded),
+            data.failures,
+            data.tuning_failures,
+            missing=len(study.arms) * len(study.seeds) - len(loaded),
+        ),
         *([method_section(runs, STATISTICS)] if runs else []),
         *([manifest_section(runs, study.document())] if runs else []),
     ]
@@ -115,7 +120,7 @@ def study_page(data: StudyData) -> Page:
         answers=tuple((v.verdict, sentence(v)) for v in first_verdicts(data.verdicts)),
         more=summary_of(data.verdicts),
         picture=differences or accuracy,
-        sections=[s for s in sections if s is not None and has_content(s)],
+        sections=[section for section in sections if has_content(section)],
     )
 
 
@@ -213,30 +218,38 @@ def arms_section(arms: Sequence[Arm], study: Study) -> Section:
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
     head = tuple(str(column.header) for column in table.columns)
     rows: list[tuple[str, ...]] = list(zip(*cells, strict=True))
-    text = f"Mean +- standard deviation over {len(study.seeds)} seeds."
+    text = f"{over_seeds(len(study.seeds)).capitalize()}."
     return Section(name="arms", title="The arms in figures", text=(text,), table=(head, rows))
 
 
-def tuning_section(
+def tuning_sections(
     study: Study, curves: Mapping[Values, Curve], compared: Sequence[str]
-) -> Section | None:
-    """What was tuned, how the curve looks, and what was chosen."""
+) -> list[Section]:
+    """What was tuned, a picture for each grid, and what was chosen."""
     tune = study.tune
+    if tune is None:
+        return []
     chosen = {arm: curve for arm, curve in curves.items() if curve.best}
-    if tune is None or not chosen or not tune.grids:
-        return None
+    text = (
+        f"For each arm by itself, by {tune.endpoint} on the {tune.split} split over "
+        f"{len(tune.seeds)} seed(s). Grids have a ratio of 10^(1/3), and grew until the best value "
+        "was inside them.",
+        *(f"{label_of(arm)}: {c.problem}." for arm, c in curves.items() if c.problem),
+    )
+    rows = [(label_of(arm), named(curve.best or ())) for arm, curve in chosen.items()]
+    table = (("arm", "chosen"), rows)
     panels = {
         title: {name: curves[arm] for name, arm in arms.items() if arm in chosen}
         for title, arms in grouped(study, compared).items()
     }
-    key = next(iter(tune.grids))
-    text = (
-        f"For each arm by itself: {key} on a grid of ratio 10^(1/3) that grew until the best value "
-        f"was inside it, by {tune.endpoint} on the {tune.split} split over {len(tune.seeds)} "
-        "seed(s).",
-    )
-    picture = windows({t: p for t, p in panels.items() if p}, key, tune.split)
-    return Section(name="windows", title="Learning-rate windows", text=text, picture=picture)
+    panels = {title: arms for title, arms in panels.items() if arms}
+    pictures = [windows(panels, key, tune) for key in tune.grids if panels]
+    first = pictures[0] if pictures else None
+    sections = [
+        Section(name="windows", title="Tuning", text=text, picture=first, table=table),
+        *(Section(name=p.name, title=p.title, picture=p) for p in pictures[1:]),
+    ]
+    return sections
 
 
 def health_section(

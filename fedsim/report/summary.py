@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedsim import units
 from fedsim.ledger.read import Run, load
@@ -15,9 +15,6 @@ from fedsim.measure.convergence import (
     final_accuracy,
 )
 from fedsim.study.figures import curve, local_accuracy, total
-
-if TYPE_CHECKING:
-    pass  # type: ignore[import-untyped, unused-ignore]
 
 
 def run_summary(path: Path) -> dict[str, Any]:

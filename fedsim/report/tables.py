@@ -194,6 +194,11 @@ def dense_line(arms: Sequence[Arm]) -> str | None:
     return f"dense update: {said} (counted)"
 
 
+def over_seeds(seeds: int) -> str:
+    """Say what the figures of an arm are over its seeds."""
+    return f"mean +- standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+
+
 def rounds_text(value: float) -> str:
     """A number of rounds."""
     return f"{value:.1f}"

@@ -83,9 +83,12 @@ def sentence(verdict: Verdict) -> str:
         return f"{arm} and {reference}{at}: {verdict.reason}."
     cost, to, target = h.endpoint.rpartition("_to_")
     if h.scale == "ratio":
-        what = f"the {COUNTED_IN[cost]} to {100 * float(target):g}%" if to else h.endpoint
-        size = f"{arm} takes {units.times(verdict.estimate)} {what} of {reference}"
+        what = f"the {COUNTED_IN[cost]}" if to else h.endpoint
+        end = f" to {100 * float(target):g}%" if to else ""
+        size = f"{arm} takes {units.number(verdict.estimate)} times {what} of {reference}{end}"
     else:
         size = f"{arm} is {effect(verdict)} from {reference} in {h.endpoint}"
     why = f": {verdict.reason.partition(':')[0]}" if verdict.verdict == "refuted" else ""
-    return f"{size}{at}, {interval(verdict)}{why}."
+    lost = sum(verdict.censored)
+    bound = f" {lost} runs did not get there, and count with all they spent." if lost else ""
+    return f"{size}{at}, {interval(verdict)}{why}.{bound}"

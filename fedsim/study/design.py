@@ -269,12 +269,14 @@ def stopping_problems(study: Study, experiment: Experiment) -> Iterator[str]:
     from fedsim.study.endpoints import target_of
 
     stop = experiment.experiment.stop_at_accuracy
-    tuned = [study.tune.endpoint] if study.tune else []
-    for name in [*(h.endpoint for h in study.hypotheses), *tuned] if stop else []:
-        target = target_of(name)
+    names = [f"targets: rounds_to_{target:g}" for target in study.targets]
+    names += [study.tune.endpoint] if study.tune else []
+    names += [h.endpoint for h in study.hypotheses] + [p.endpoint for p in study.published]
+    for name in names if stop else []:
+        target = target_of(name.removeprefix("targets: "))
         if target is None or target > stop:
             yield (
-                f"endpoint = {name!r}: experiment.stop_at_accuracy = {stop:g} ends runs before "
+                f"{name}: experiment.stop_at_accuracy = {stop:g} ends runs before "
                 f"that is known; use one such as rounds_to_{stop:g}, or set it to 0"
             )
 

@@ -53,7 +53,7 @@ class StudyRuns:
         results: what became of a cell, by its folder.
         curves: what tuning found, by arm.
         running: folders in which a run is under way, which nobody looks into.
-        retry: whether a run that failed before is to be tried again; otherwise it is a result.
+        retry: whether a result that failed before is to be tried again.
     """
 
     study: Study
@@ -77,7 +77,7 @@ class StudyRuns:
         path = self.directory / folder
         if folder not in self.results and holds_run(path):
             run = load(path)
-            failed = run.status == "failed" and not self.retry
+            failed = run.status == "failed" and not (self.retry and not self.may_fail(cell))
             if run.status == "completed" or failed:
                 check_cell(cell, self.directory)
                 error = (run.manifest.error or "failed") if failed else None
@@ -156,6 +156,11 @@ class StudyRuns:
             for _, r in sorted(self.results.items())
             if r.error and self.is_tuning(r.cell) == tuning
         ]
+
+    def may_fail(self, cell: Cell) -> bool:
+        """Say whether a run that failed is an answer: tuning goes on until values are too large."""
+        tune = self.study.tune
+        return cell.tuning or (tune is not None and tune.split == "test")
 
     def is_tuning(self, cell: Cell) -> bool:
         """Say whether a run serves to choose and is no result."""
@@ -239,11 +244,9 @@ def run_cells(
             path = runs.directory / cell.folder
             running.add(cell.folder)
             tell(cell, None)
+            check_cell(cell, runs.directory)
             try:
-                check_cell(cell, runs.directory)
                 bench.begin(in_directory(cell.experiment, path), partial(ended, cell))
-            except ConfigError:
-                raise
             except FedsimError as error:
                 ended(cell, str(error))
         if not waiting and not running:

@@ -123,9 +123,14 @@ def read_axes(raw: object, problems: list[str]) -> dict[str, list[Any]]:
         problems += [f"axes.{key}{line}" for line in key_problems(key)]
         if not isinstance(values, list) or not values:
             problems.append(f"axes.{key} = {values!r}: must be a list of values")
-        elif len({repr(v) for v in values}) < len(values):
+        elif repeats(values):
             problems.append(f"axes.{key} = {values!r}: names a value twice")
     return axes
+
+
+def repeats(values: Sequence[Any]) -> bool:
+    """Say whether a list holds a value twice; 1 and 1.0 are the same setting, true is not 1."""
+    return len({(isinstance(v, bool), v) for v in values}) < len(values)
 
 
 def key_problems(key: str) -> list[str]:
@@ -220,7 +225,7 @@ def read_grid(
         problems += [f"tune.grid.{key}{line}" for line in key_problems(key)]
         if key in axes:
             problems.append(f"tune.grid.{key}: is an axis of this study too; keep one of them")
-        if isinstance(value, list) and value and len({repr(v) for v in value}) == len(value):
+        if isinstance(value, list) and value and not repeats(value):
             choices[key] = tuple(value)
         elif type(value) in (int, float) and value > 0:
             grids[key] = float(value)

@@ -72,6 +72,8 @@ class Evidence:
         10,000 resamples cannot tell, and the t-test does.
         """
         p = self.p[self.region]
+        if self.n < FEWEST_RESAMPLED:
+            return p  # the interval is Student's as well
         return min(p, ALPHA) if self.interval_agrees else max(p, math.nextafter(ALPHA, 1.0))
 
     @property
@@ -160,14 +162,18 @@ def expanded(level: float, n: int) -> float:
 
 
 def p_values(values: Values, margin: float) -> dict[Region, float]:
-    """Return the p-value of each region, by paired t-tests; 1 of a single value.
+    """Return the p-value of each region, by paired t-tests.
+
+    It is 1 of a single value, and of few that are equal: rounded accuracies often are, and say
+    nothing of their spread. Six equal values or more are taken for certain.
 
     "within" is the larger of two one-sided tests (Schuirmann 1987); the others are twice the
     one-sided value, so that each of the two counts 2.5%.
     """
     from scipy import stats
 
-    if len(values) < 2:
+    few = len(values) < FEWEST_RESAMPLED
+    if len(values) < 2 or (few and are_equal(values)):
         return {"above": 1.0, "below": 1.0, "within": 1.0}
     if are_equal(values):
         mean = float(values[0])

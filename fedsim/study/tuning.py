@@ -10,17 +10,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedsim.config import fields_by_key
 from fedsim.study.design import Tune, Values
+from fedsim.study.endpoints import endpoint_of
 from fedsim.values import range_problem
 
 STEPS_PER_DECADE = 3
 MOST_STEPS = 9  # three decades either way; who is not inside by then has no optimum there
 ROUNDED = 0.01  # of a step, at the most, that three digits are away from their power
-GOOD_POINTS = 0.01  # of accuracy below the best: still in the good window
+GOOD_POINTS = 0.01  # of accuracy below the best: still in the good window ...
+GOOD_SHARE = 0.1  # ... and of a cost above the best
 
 Place = tuple[int, ...]  # steps from the start of each grid, then the number of each choice
 
@@ -50,11 +52,14 @@ class Tried:
 class Curve:
     """All points that were tried for an arm.
 
-    ``best`` is None as long as that is not known; ``problem`` says why it will never be.
+    ``best`` is None as long as that is not known; ``problem`` says why it will never be. ``grids``
+    are the keys with numbers that grow; badness within ``tolerance`` of the best is good as well.
     """
 
     arm: Values
     tried: tuple[Tried, ...]
+    grids: tuple[str, ...] = ()
+    tolerance: float = GOOD_POINTS
     best: Values | None = None
     problem: str = ""
 
@@ -64,7 +69,7 @@ class Curve:
             "arm": dict(self.arm),
             "best": None if self.best is None else dict(self.best),
             "problem": self.problem or None,
-            "windows": {key: self.window(key) for key, _ in self.grid_keys},
+            "windows": {key: self.window(key) for key in self.grids if self.best},
             "tried": [
                 {
                     "point": dict(t.point),
@@ -77,37 +82,32 @@ class Curve:
             ],
         }
 
-    @property
-    def grid_keys(self) -> list[tuple[str, float]]:
-        """The keys of the best point that have a number to tune."""
-        return [(k, v) for k, v in self.best or () if isinstance(v, float)]
-
     def line(self, key: str) -> list[tuple[float, float]]:
-        """Return a grid's values and their accuracies, other values being the best ones.
+        """Return a grid's values and how bad each is, other values being the best ones.
 
         Values with which a run failed are left out.
         """
         others = [(k, v) for k, v in self.best or () if k != key]
         return sorted(
-            (dict(t.point)[key], t.accuracy)
+            (dict(t.point)[key], t.badness)
             for t in self.tried
             if not t.failed and [(k, v) for k, v in t.point if k != key] == others
         )
 
     def window(self, key: str) -> tuple[float, float] | None:
-        """Return the range of a grid's values that are within a point of the best accuracy.
+        """Return the range of a grid's values that are about as good as the best one.
 
-        It is the unbroken range around the most accurate point; None where none was chosen.
+        It is the unbroken range around the best point; None where none was chosen.
         """
         if self.best is None:
             return None
         line = self.line(key)
-        best = max(range(len(line)), key=lambda i: line[i][1])
-        limit = line[best][1] - GOOD_POINTS
+        best = min(range(len(line)), key=lambda i: line[i][1])
+        limit = line[best][1] + self.tolerance
         low = high = best
-        while low > 0 and line[low - 1][1] >= limit:
+        while low > 0 and line[low - 1][1] <= limit:
             low -= 1
-        while high + 1 < len(line) and line[high + 1][1] >= limit:
+        while high + 1 < len(line) and line[high + 1][1] <= limit:
             high += 1
         return line[low][0], line[high][0]
 
@@ -171,7 +171,9 @@ def search(
     while wanted:
         known = {place: result for place in wanted if (result := tried(point_at(tune, place)))}
         found |= known
-        curve = Curve(arm=arm, tried=ordered(found))
+        curve = Curve(
+            arm=arm, tried=ordered(found), grids=tuple(tune.grids), tolerance=tolerance_of(tune)
+        )
         if missing := [point_at(tune, place) for place in wanted if place not in known]:
             return curve, missing
         best = min(found, key=lambda place: (found[place].order, place))
@@ -182,10 +184,11 @@ def search(
 def settled(tune: Tune, curve: Curve, best: Place) -> Curve:
     """Return the curve with its best point, or with why there is none."""
     point = point_at(tune, best)
+    inside = list(neighbours(tune, best))
     edge = [
         f"{key} = {dict(point)[key]:g}"
-        for key, steps in zip(tune.grids, best, strict=False)
-        if abs(steps) == MOST_STEPS
+        for axis, key in enumerate(tune.grids)
+        if sum(place[axis] != best[axis] for place in inside) < 2
     ]
     if all(math.isinf(t.badness) for t in curve.tried):
         problem = "no tuning run gave a figure"
@@ -193,7 +196,14 @@ def settled(tune: Tune, curve: Curve, best: Place) -> Curve:
         problem = f"the best point is at the end of the grid, {', '.join(edge)}"
     else:
         problem = ""
-    return Curve(arm=curve.arm, tried=curve.tried, best=None if problem else point, problem=problem)
+    return replace(curve, best=None if problem else point, problem=problem)
+
+
+def tolerance_of(tune: Tune) -> float:
+    """Return how much worse than the best a point may be, and still be good."""
+    endpoint = endpoint_of(tune.endpoint)
+    ratio = endpoint is not None and endpoint.scale == "ratio"
+    return math.log1p(GOOD_SHARE) if ratio else GOOD_POINTS
 
 
 def ordered(found: Mapping[Place, Tried]) -> tuple[Tried, ...]:

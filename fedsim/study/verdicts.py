@@ -205,6 +205,13 @@ def verdict_of(
     if region is None:
         needed = seeds_needed(evidence, ALPHA / family)
         return replace(plain, reason=why_open(evidence, p_holm, needed), seeds_needed=needed)
+    censored = sum(plain.censored)
+    if region == "within" and censored:
+        # Runs that end at the same horizon look alike, whatever they would have come to.
+        reason = (
+            f"{censored} runs did not reach the target: nobody can tell that the arms are equal"
+        )
+        return replace(plain, reason=reason)
     return replace(plain, verdict=decision(h, region), reason=what_decided(h, region))
 
 
