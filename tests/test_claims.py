@@ -368,7 +368,7 @@ def test_a_claim_about_a_later_round_than_the_last_is_refused(
     stop = '[set]\n"experiment.stop_at_accuracy" = 0.9'
     endpoints = '["best_accuracy", "rounds_to_0.95", "rounds_to_0.9", "rounds_to_0.5"]'
     assert problems(stop, entry(endpoint=endpoints)) == [
-        f"endpoint = '{endpoint}': experiment.stop_at_accuracy = 0.9 ends runs before that is "
+        f"{endpoint}: experiment.stop_at_accuracy = 0.9 ends runs before that is "
         "known; use one such as rounds_to_0.9, or set it to 0"
         for endpoint in ("best_accuracy", "rounds_to_0.95")
     ]
@@ -383,7 +383,7 @@ def test_nobody_tunes_on_a_round_after_the_last(problems: Callable[..., list[str
     stop = '[set]\n"experiment.stop_at_accuracy" = 0.9'
     tune = f'[tune]\ngrid = {{ "{RATE}" = 0.1 }}'
     (line,) = problems(stop, tune)
-    assert line.startswith("endpoint = 'area_under_curve': experiment.stop_at_accuracy = 0.9 ends")
+    assert line.startswith("area_under_curve: experiment.stop_at_accuracy = 0.9 ends")
 
 
 # What others published.

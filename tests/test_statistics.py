@@ -117,7 +117,7 @@ def test_a_small_study_does_not_decide_what_a_t_test_leaves_open(n: int) -> None
 
 
 @pytest.mark.parametrize(
-    "values", [[1.0, 1.0 + 2e-16, 1.0], [1e-300, 0.0, 0.0], [1.0, 1.0 + 1e-15, 1.0, 1.0]]
+    "values", [[1.0, 1.0 + 2e-16, 1.0, 1.0], [1e-300, 0.0, 0.0, 0.0], [1.0, 1.0 + 1e-15] * 3]
 )
 def test_values_that_differ_by_rounding_are_equal(values: list[float]) -> None:
     evidence = weigh(values, 0.5)
@@ -200,9 +200,10 @@ def test_what_is_above_in_one_direction_is_below_in_the_other(
     ("value", "region"), [(0.3, "above"), (-0.3, "below"), (0.1, "within"), (0.0, "within")]
 )
 def test_equal_values_are_certain(value: float, region: Region) -> None:
-    found = p_values(np.full(3, value), 0.2)
+    found = p_values(np.full(4, value), 0.2)
     assert found[region] == 0
     assert sorted(found.values()) == [0, 1, 1]
+    assert set(p_values(np.full(3, value), 0.2).values()) == {1.0}  # too few to know a spread
 
 
 def test_equal_values_just_at_the_margin_are_nowhere() -> None:

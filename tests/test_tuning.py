@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -305,7 +306,7 @@ def test_a_window_takes_the_best_of_what_else_is_tuned() -> None:
         )
     )
     curve = Curve(arm=ARM, tried=found, best=at(0.1, 1.0))
-    assert curve.line(RATE) == [(0.0464, 0.5), (0.1, 0.91), (0.215, 0.905)]
+    assert curve.line(RATE) == [(0.0464, -0.5), (0.1, -0.91), (0.215, -0.905)]
     assert (curve.window(RATE), curve.window(DECAY)) == ((0.1, 0.215), (0.1, 1.0))
 
 
@@ -327,7 +328,7 @@ def test_a_curve_is_json_even_where_runs_failed() -> None:
     assert document["arm"] == dict(ARM)
     assert document["best"] == {RATE: 0.1, EPOCHS: 1}
     assert document["problem"] is None
-    assert document["windows"] == {RATE: [0.0464, 0.1]}  # where no run failed
+    assert document["windows"] == {RATE: [0.1, 0.1]}
     assert [(t["point"], t["failed"]) for t in document["tried"]] == [
         ({RATE: rate, EPOCHS: epochs}, 2 * (rate > 0.2))
         for rate in (0.0464, 0.1, 0.215)
@@ -344,10 +345,19 @@ def test_a_curve_without_a_best_point_is_json_too() -> None:
     assert {t["badness"] for t in document["tried"]} == {None}
 
 
-def test_a_grid_ends_where_its_key_s_range_does() -> None:
+def test_a_best_value_at_the_end_of_its_key_s_range_is_not_inside() -> None:
     momentum = "train.momentum"  # below 1
     curve, _ = explore(plan({momentum: 0.464}), lambda point: -point[momentum])
     tried = [dict(t.point)[momentum] for t in curve.tried]
     assert max(tried) == 0.464  # 1 may not be set
-    assert curve.best == ((momentum, 0.464),)
-    assert curve.problem == ""
+    assert curve.best is None
+    assert curve.problem == "the best point is at the end of the grid, train.momentum = 0.464"
+
+
+def test_a_window_of_a_cost_is_within_a_tenth_of_the_best() -> None:
+    tune = dataclasses.replace(plan({RATE: 0.1}), endpoint="rounds_to_0.9")
+    rounds = {0.0464: 109.0, 0.1: 100.0, 0.215: 111.0}
+    curve, _ = search(
+        tune, ARM, lambda point: tried(point, math.log(rounds[dict(point)[RATE]]), 0.9)
+    )
+    assert curve.window(RATE) == (0.0464, 0.1)

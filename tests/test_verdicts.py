@@ -191,7 +191,7 @@ def test_zeros_have_a_difference() -> None:
     [("equal", "test_accuracy", 0.0), ("better", "rounds_to_0.9", 1.0)],
 )
 def test_identical_pairs_are_equivalent(claim: Claim, endpoint: str, estimate: float) -> None:
-    pairs = [Pair(seed=seed, arm=5.0 + seed, reference=5.0 + seed) for seed in range(3)]
+    pairs = [Pair(seed=seed, arm=5.0 + seed, reference=5.0 + seed) for seed in range(4)]
     verdict = one(says(claim, endpoint), pairs)
     assert verdict.verdict == ("supported" if claim == "equal" else "refuted")
     assert (verdict.estimate, verdict.low, verdict.high) == (estimate,) * 3
@@ -199,9 +199,25 @@ def test_identical_pairs_are_equivalent(claim: Claim, endpoint: str, estimate: f
 
 
 def test_the_same_ratio_in_every_seed_is_certain() -> None:
-    pairs = [Pair(seed=seed, arm=10.0, reference=20.0) for seed in range(3)]
+    pairs = [Pair(seed=seed, arm=10.0, reference=20.0) for seed in range(4)]
     verdict = one(says("better", "uplink_bytes"), pairs)
     assert (verdict.verdict, verdict.estimate) == ("supported", 0.5)
+
+
+def test_three_equal_pairs_are_too_few_to_be_certain() -> None:
+    pairs = [Pair(seed=seed, arm=10.0, reference=20.0) for seed in range(3)]
+    verdict = one(says("better", "uplink_bytes"), pairs)
+    assert (verdict.verdict, verdict.estimate) == ("inconclusive", 0.5)
+    assert verdict.reason == "3 equal values are too few to know how much they would differ"
+
+
+def test_runs_that_end_at_the_same_horizon_are_not_equal_for_that() -> None:
+    lost = {"arm_reached": False, "reference_reached": False}
+    pairs = [Pair(seed=seed, arm=400.0, reference=400.0, **lost) for seed in range(11)]
+    pairs.append(Pair(seed=11, arm=390.0, reference=400.0, reference_reached=False))
+    verdict = one(says("equal", "rounds_to_0.9"), pairs)
+    assert verdict.verdict == "inconclusive"
+    assert verdict.reason.startswith("23 runs did not reach the target")
 
 
 def test_pairs_that_cannot_be_decided_keep_their_estimate_and_the_reason() -> None:

@@ -28,6 +28,7 @@ ALPHA = 0.05
 POWER = 0.80
 RESAMPLES = 10_000
 FEWEST_RESAMPLED = 6  # of fewer values a bootstrap's interval is little else than their range
+FEWEST_EQUAL = 4  # values that are all equal, to be taken for certain
 SAME = 1e-12  # values that differ by so little, beside 1 or their size, differ by rounding alone
 MOST_SEEDS = 10_000  # beyond which nobody would want to know
 
@@ -164,16 +165,15 @@ def expanded(level: float, n: int) -> float:
 def p_values(values: Values, margin: float) -> dict[Region, float]:
     """Return the p-value of each region, by paired t-tests.
 
-    It is 1 of a single value, and of few that are equal: rounded accuracies often are, and say
-    nothing of their spread. Six equal values or more are taken for certain.
+    It is 1 of a single value, and of two or three that are equal: rounded accuracies often are,
+    and say nothing of their spread. More values that are all equal are taken for certain.
 
     "within" is the larger of two one-sided tests (Schuirmann 1987); the others are twice the
     one-sided value, so that each of the two counts 2.5%.
     """
     from scipy import stats
 
-    few = len(values) < FEWEST_RESAMPLED
-    if len(values) < 2 or (few and are_equal(values)):
+    if len(values) < 2 or (len(values) < FEWEST_EQUAL and are_equal(values)):
         return {"above": 1.0, "below": 1.0, "within": 1.0}
     if are_equal(values):
         mean = float(values[0])

@@ -17,7 +17,7 @@ from fedsim.measure.machines import unlike_machines
 from fedsim.records import Kind
 from fedsim.study.design import Hypothesis, Values
 from fedsim.study.endpoints import Endpoint, endpoint_of, value_of
-from fedsim.study.statistics import ALPHA, Evidence, Region, holm, seeds_needed, weigh
+from fedsim.study.statistics import ALPHA, FEWEST_EQUAL, Evidence, Region, holm, seeds_needed, weigh
 
 Decision = Literal["supported", "refuted", "inconclusive"]
 
@@ -233,6 +233,8 @@ def what_decided(h: Hypothesis, region: Region) -> str:
 
 def why_open(evidence: Evidence, p_holm: float, needed: int | None) -> str:
     """Say why seeds that are all there do not decide, and how many would."""
+    if evidence.low == evidence.high and evidence.n < FEWEST_EQUAL:
+        return f"{evidence.n} equal values are too few to know how much they would differ"
     if evidence.interval_agrees:
         why = f"decided alone, but not among all hypotheses (Holm: p = {p_holm:.2g})"
     else:
