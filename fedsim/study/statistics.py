@@ -2,7 +2,7 @@
 
 Everything here is of paired values, one a seed: a difference, or the logarithm of a ratio. Where
 a study says "interval" it is the BCa bootstrap's (Efron 1987), as SciPy computes it, at an
-expanded level: with a dozen seeds the plain one covers the truth in 90% of studies and not in 95%
+expanded level: with a dozen seeds the plain one covers the truth in too few studies
 (``docs/statistics.md`` has the figures), since it takes a sample's spread, which is too small by
 sqrt((n - 1) / n), and normal quantiles in place of Student's. Hesterberg 2015, section 5.2, expands
 the level so that both are made good::
