@@ -189,7 +189,7 @@ def test_a_study_that_goes_on_says_so_first(cli: CLI, study: Path) -> None:
     shutil.rmtree(next(study.glob("shards*relu*/*/seed-1")))
     assert cli("report", study).code == 0
     text = (study / "report.html").read_text()
-    assert "1 of 12 runs are not there (yet): nothing here is final." in text
+    assert "Of 12 results 1 are missing: nothing here is final." in text
     assert "1 of 3 seeds are missing or failed" in text
 
 
@@ -243,6 +243,12 @@ def test_what_is_damaged_is_named(
     assert not (study / "report.html").exists()
 
 
+def test_a_directory_that_is_not_there_is_named(cli: CLI) -> None:
+    answer = cli("report", "gone")
+    assert answer.code == 1
+    assert answer.err == "error: gone: no such directory; name one that holds a run or a study\n"
+
+
 def test_a_run_without_a_round_has_nothing_to_report(cli: CLI, tiny: tuple[str, ...]) -> None:
     answer = cli("run", *tiny, "-s", "train.learning_rate=1e30", "--out", "r")
     assert answer.code == 1
@@ -263,7 +269,7 @@ def test_a_study_of_which_every_run_failed_is_reported_as_that(cli: CLI, tmp_pat
     answer = cli("report", "s")
     assert answer.code == 0, answer.err
     text = Path("s/report.html").read_text()
-    assert "4 of 4 runs are not there (yet)" in text
+    assert "Of 4 results 4 are missing" in text
     assert "round 1: none of 2 clients gave a usable update" in text
 
 

@@ -136,6 +136,17 @@ def test_a_tuning_run_that_diverges_is_no_failure_of_the_study(cli: CLI, study: 
     assert "nothing here is final" not in Path("s/report.html").read_text()
 
 
+def test_no_run_begins_after_the_budget_and_the_next_call_goes_on(cli: CLI, study: Path) -> None:
+    text = 'base = "base.toml"\nseeds = 2\n[axes]\n"model.activation" = ["relu", "tanh"]\n'
+    study.write_text(f"budget_seconds = 1e-9\n{text}")
+    assert "budget: 0.001 us, which looks too little" in cli("study", study, "--plan").out
+    answer = cli("study", study, "--out", "s", "-q")
+    assert answer.code == 1
+    assert answer.err.startswith("error: the budget of 0.001 us is used up with 4 runs to go")
+    study.write_text(text)
+    assert cli("study", study, "--out", "s", "-q").code == 0
+
+
 def test_words_are_tuned_as_well_as_numbers(cli: CLI, study: Path) -> None:
     study.write_text(
         TUNED.replace('"train.learning_rate" = 0.1', '"train.schedule" = ["constant", "cosine"]')

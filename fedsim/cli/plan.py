@@ -38,6 +38,9 @@ def show_plan(asked: Study, directory: Path, output: OutputFormat) -> None:
         f"time to go: about {units.seconds(seconds)} on {plan['cores']} cores, rounds in full "
         f"({plan['seconds_from']})"
     )
+    if asked.budget_seconds:
+        enough = "enough" if seconds <= asked.budget_seconds else "too little in one call"
+        typer.echo(f"budget: {units.seconds(asked.budget_seconds)}, which looks {enough}")
     for h in asked.hypotheses:
         typer.echo(f"hypothesis: {h.text} (margin {h.margin:g})")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedsim.cli.options import DataDirectory
-from fedsim.errors import FedsimError
+from fedsim.errors import FedsimError, LedgerError
 
 if TYPE_CHECKING:
     from fedsim.config import Experiment
@@ -90,6 +90,8 @@ def page_of(directory: Path, data_dir: Path | None) -> Page:
     from fedsim.runs import holds_run, stored_experiment
     from fedsim.study.stored import STUDY
 
+    if not directory.is_dir():
+        raise LedgerError(f"{directory}: no such directory; name one that holds a run or a study")
     if holds_run(directory) and not (directory / STUDY).is_file():
         return run_page(directory, label_counts(stored_experiment(directory), data_dir))
     return study_page(study_data(directory, data_dir))

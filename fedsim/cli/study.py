@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -92,7 +93,11 @@ def study(
     if plan:
         show_plan(asked, directory, output)
         return
-    done, already = run_study(asked, directory, quiet=quiet)
+    try:
+        done, already = run_study(asked, directory, quiet=quiet)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on", quiet=quiet)
+        raise
     show_study(done, output)
     if output is OutputFormat.text:
         complete, cells = len(done.complete()), len(asked.arms) * len(asked.seeds)
@@ -100,7 +105,11 @@ def study(
         taken = units.seconds(time.monotonic() - started)
         typer.echo(f"{complete} of {cells} runs complete{again}, {taken}")
         typer.echo(f"runs: {directory}; to look at them: fedsim report {directory}")
-    if failures := done.failures():
+    failures = done.failures()
+    if left := len(done.wanted()):
+        budget = units.seconds(asked.budget_seconds)
+        failures.append(f"the budget of {budget} is used up with {left} runs to go; call it again")
+    if failures:
         raise RunFailed("\n".join(failures))
 
 
@@ -126,7 +135,7 @@ def run_study(asked: Study, directory: Path, *, quiet: bool) -> tuple[StudyRuns,
     (first, *_) = choose_engine(list(arms), tell, runs=runs)
     engine = first.engine
     done.study = with_engine(asked, engine)
-    kind = "runs" if asked.tune is None else "runs so far, tuning first"
+    kind = "runs" if asked.tune is None else "runs, more where tuning asks for them"
     say(f"{asked.name}: {len(missing)} {kind}, starting the {engine.name} engine", quiet=quiet)
     with ExitStack() as stack:
         side_by_side = engine.name == "ray" and not engine.address
@@ -138,7 +147,8 @@ def run_study(asked: Study, directory: Path, *, quiet: bool) -> tuple[StudyRuns,
             if side_by_side
             else OneByOne(executor, tell, shown.around)
         )
-        run_cells(done, bench, shown.tell)
+        until = time.monotonic() + (asked.budget_seconds or math.inf)
+        run_cells(done, bench, shown.tell, lambda: time.monotonic() < until)
     return done, already
 
 

@@ -55,7 +55,9 @@ def failures_section(
     silent = max(0, missing - len(failed))
     text = tuple(failed) or (() if silent else ("No run failed.",))
     if silent:
-        text += (f"{silent} results are not there, and no ledger says why; run the study again.",)
+        text += (
+            f"Results that are missing, and no ledger says why: {silent}. Run the study again.",
+        )
     if tuning:
         text += (f"Tuning runs that failed, at the ends of their grids: {'; '.join(tuning)}",)
     if not rows:

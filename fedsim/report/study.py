@@ -139,7 +139,7 @@ def notice_of(study: Study, complete: int) -> str:
     cells = len(study.arms) * len(study.seeds)
     if complete == cells:
         return ""
-    return f"{cells - complete} of {cells} runs are not there (yet): nothing here is final."
+    return f"Of {cells} results {cells - complete} are missing: nothing here is final."
 
 
 def first_verdicts(verdicts: Sequence[Verdict]) -> list[Verdict]:

@@ -12,7 +12,7 @@ from fedsim.config import changes_result
 from fedsim.errors import ConfigError
 from fedsim.ledger.read import Run, list_runs, load
 from fedsim.runs import holds_run, stored_experiment
-from fedsim.study.design import Hypothesis, Values, label_of, short
+from fedsim.study.design import TUNING, Hypothesis, Values, label_of, short
 from fedsim.study.endpoints import endpoint_of, endpoint_problem
 
 ENDPOINTS = ("best_accuracy", "area_under_curve", "cpu_seconds", "uplink_bytes")
@@ -129,7 +129,14 @@ def run_paths(paths: Sequence[Path]) -> list[Path]:
     """Return the runs that are named, or lie in what is named."""
     found: list[Path] = []
     for path in paths:
-        below = [path] if holds_run(path) else [run.path for run in list_runs(path)]
+        # What served to tune a study is none of its results.
+        below = (
+            [path]
+            if holds_run(path)
+            else [
+                run.path for run in list_runs(path) if run.path.relative_to(path).parts[0] != TUNING
+            ]
+        )
         if not below:
             raise ConfigError([f"{path} holds no run"])
         found += below

@@ -142,6 +142,7 @@ class Study:
     tune: Tune | None = None
     hypotheses: tuple[Hypothesis, ...] = ()
     published: tuple[Published, ...] = ()
+    budget_seconds: float = 0.0  # of one call, after which no run begins; 0: none
 
     @property
     def arms(self) -> list[Values]:
@@ -223,6 +224,7 @@ def study_of(document: Mapping[str, Any]) -> Study:
         **{name: document[name] for name in ("name", "about", "base")},
         axes={key: tuple(values) for key, values in document["axes"].items()},
         seeds=tuple(document["seeds"]),
+        budget_seconds=document.get("budget_seconds", 0.0),
         targets=tuple(document["targets"]),
         tune=tune
         and Tune(

@@ -217,7 +217,10 @@ def as_decided(experiment: Experiment, stored: Experiment) -> Experiment:
 
 
 def run_cells(
-    runs: StudyRuns, bench: Bench, tell: Callable[[Cell, CellResult | None], None]
+    runs: StudyRuns,
+    bench: Bench,
+    tell: Callable[[Cell, CellResult | None], None],
+    may_begin: Callable[[], bool] = lambda: True,
 ) -> None:
     """Bring every cell of a study to its end.
 
@@ -228,6 +231,7 @@ def run_cells(
         runs: the study; its ``results`` are what comes of it.
         bench: what cells run on.
         tell: is told of a cell that begins (None) and of what became of it.
+        may_begin: whether another cell may begin; those that have begun go on to their end.
     """
     running = runs.running
 
@@ -239,7 +243,7 @@ def run_cells(
         tell(cell, runs.results[cell.folder])
 
     while True:
-        waiting = [cell for cell in runs.wanted() if cell.folder not in running]
+        waiting = [cell for cell in runs.wanted() if cell.folder not in running and may_begin()]
         for cell in waiting[: max(0, bench.places - len(running))]:
             path = runs.directory / cell.folder
             running.add(cell.folder)

@@ -11,9 +11,20 @@ from fedsim.config import Vocabulary, changes_result, fields_by_key, flatten, ne
 from fedsim.errors import ConfigError, nearest
 from fedsim.study.claims import read_hypotheses, read_published
 from fedsim.study.design import Study, Tune
-from fedsim.study.endpoints import endpoint_problem
+from fedsim.study.endpoints import endpoint_problem, target_of
 
-KEYS = ("about", "base", "set", "axes", "seeds", "targets", "tune", "hypothesis", "published")
+KEYS = (
+    "about",
+    "base",
+    "set",
+    "axes",
+    "seeds",
+    "targets",
+    "tune",
+    "hypothesis",
+    "published",
+    "budget_seconds",
+)
 TUNE_KEYS = ("grid", "seeds", "endpoint", "split", "validation_fraction", "set")
 DEFAULT_SEEDS = 12
 DEFAULT_TUNING_SEEDS = 3
@@ -29,8 +40,9 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
         path: a TOML file: ``base`` (an experiment file, relative to this one), ``[set]`` (dotted
             keys to values that count more than the base's), ``[axes]`` (dotted keys to lists of
             values), ``seeds`` (how many from the base's on, or a list), ``targets`` (test
-            accuracies), ``about`` (the question, for the report), ``[tune]``,
-            ``[[hypothesis]]`` and ``[[published]]``.
+            accuracies; by default those of the hypotheses), ``budget_seconds`` (after which no run
+            begins), ``about`` (the question, for the report), ``[tune]``, ``[[hypothesis]]`` and
+            ``[[published]]``.
         overrides: of base and ``[set]``, as on the command line.
         vocabulary: as for :func:`fedsim.config.read`.
 
@@ -55,7 +67,13 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
     first = base.get("experiment.seed", fields_by_key()["experiment.seed"].default)
     counted = settled_seeds(seeds, first if type(first) is int else 0)
     hypotheses = read_hypotheses(raw.get("hypothesis", []), axes, problems)
+    if "targets" not in raw:
+        asked = (target_of(h.endpoint) for h in hypotheses)
+        targets = tuple(dict.fromkeys(t for t in asked if t)) or targets
     published = read_published(raw.get("published", []), axes, problems)
+    budget = raw.get("budget_seconds", 0.0)
+    if type(budget) not in (int, float) or not 0 <= budget < float("inf"):
+        problems.append(f"budget_seconds = {budget!r}: must be a number of at least 0; 0: none")
     tune = read_tune(raw["tune"], axes, counted, problems) if "tune" in raw else None
     if tune and tune.split == "test" and hypotheses:
         problems.append(
@@ -74,6 +92,7 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
         tune=tune,
         hypotheses=hypotheses,
         published=published,
+        budget_seconds=budget,
     )
     study.check(vocabulary)
     return study

@@ -187,8 +187,9 @@ def verdict_of(
         reason=why or "a value is not above 0, so that there is no ratio",
         pairs=tuple(pairs),
     )
-    if evidence is None:
-        return plain
+    nobody = bool(pairs) and not any(p.arm_reached or p.reference_reached for p in pairs)
+    if evidence is None or nobody:
+        return plain  # two bounds make no estimate
     back = math.exp if h.scale == "ratio" else float
     known = not math.isnan(evidence.low)
     plain = replace(
@@ -258,7 +259,7 @@ def why_not(h: Hypothesis, seeds: Sequence[int], pairs: Sequence[Pair]) -> str:
     endpoint = endpoint_of(h.endpoint) or Endpoint(name=h.endpoint)
     usable = [p for p in pairs if math.isfinite(p.arm) and math.isfinite(p.reference)]
     if len(seeds) < 2:
-        return "one seed has no interval, so there is no verdict; a study needs 12"
+        return "one seed has no interval, so there is no verdict; give the study more"
     if len(pairs) < len(seeds):
         return f"{len(seeds) - len(pairs)} of {len(seeds)} seeds are missing or failed"
     if len(usable) < len(pairs):
