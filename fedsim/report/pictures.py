@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +186,7 @@ def forest(verdicts: Sequence[Verdict]) -> Picture:
     endpoints = {v.hypothesis.endpoint: v.hypothesis.scale for v in shown}
 
     def draw(pen: Pen, narrow: bool) -> Figure:
-        inches = 0.26 * len(lines) + 0.9
+        inches = (0.34 if narrow else 0.26) * len(lines) + 0.9
         figure, axes = new_figure(
             narrow, rows=1, columns=len(endpoints), row_inches=inches, sharey=True
         )
@@ -193,7 +194,8 @@ def forest(verdicts: Sequence[Verdict]) -> Picture:
             found = [v for v in shown if v.hypothesis.endpoint == endpoint]
             forest_panel(axis, pen, found, lines)
             axis.set_title(endpoint)
-        axes[0].set_yticks(range(len(lines)), lines[::-1], fontsize=7 if narrow else 8)
+        names = [textwrap.fill(line, 22) if narrow else line for line in lines]
+        axes[0].set_yticks(range(len(lines)), names[::-1], fontsize=6 if narrow else 8)
         axes[0].set_ylim(-0.6, len(lines) - 0.4)
         return figure
 
