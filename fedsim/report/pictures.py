@@ -195,7 +195,9 @@ def forest(verdicts: Sequence[Verdict]) -> Picture:
             forest_panel(axis, pen, found, lines)
             axis.set_title(endpoint)
         names = [textwrap.fill(line, 22) if narrow else line for line in lines]
-        axes[0].set_yticks(range(len(lines)), names[::-1], fontsize=6 if narrow else 8)
+        axes[0].set_yticks(range(len(lines)), names[::-1])
+        for axis in axes:
+            axis.tick_params(axis="y", labelsize=6 if narrow else 8)
         axes[0].set_ylim(-0.6, len(lines) - 0.4)
         return figure
 
