@@ -271,9 +271,10 @@ def stopping_problems(study: Study, experiment: Experiment) -> Iterator[str]:
     from fedsim.study.endpoints import target_of
 
     stop = experiment.experiment.stop_at_accuracy
-    names = [f"targets: rounds_to_{target:g}" for target in study.targets]
-    names += [study.tune.endpoint] if study.tune else []
+    names = [study.tune.endpoint] if study.tune else []
     names += [h.endpoint for h in study.hypotheses] + [p.endpoint for p in study.published]
+    known = {target_of(name) for name in names}
+    names += [f"targets: rounds_to_{t:g}" for t in study.targets if t not in known]
     for name in names if stop else []:
         target = target_of(name.removeprefix("targets: "))
         if target is None or target > stop:
