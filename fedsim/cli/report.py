@@ -45,9 +45,9 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     data_dir: DataDirectory = None,
 ) -> None:
-    """Make a report of a run or a study: one HTML file that needs no network.
+    """Make a report of a run or a study, one HTML file.
 
-    It is made from the ledgers alone; nothing is trained.
+    It is made from the ledgers alone, and needs no network; nothing is trained.
 
     Examples:
 
