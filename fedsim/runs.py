@@ -11,6 +11,8 @@ from pathlib import Path
 
 from fedsim.config import Experiment, differences, flatten, from_flat, read_toml
 from fedsim.errors import ConfigError, LedgerError
+from fedsim.ledger import files
+from fedsim.ledger.lock import is_held
 from fedsim.ledger.manifest import new_manifest
 from fedsim.ledger.store import Ledger
 
@@ -33,6 +35,16 @@ def new_directory(name: str) -> Path:
 def holds_run(directory: Path) -> bool:
     """Say whether a run was begun in a directory."""
     return (directory / "ledger.sqlite").is_file()
+
+
+def forget_torn(directory: Path) -> None:
+    """Remove what a process left that was killed while it began a run, before the manifest.
+
+    There is no round in it, and nothing that a resume could go on with.
+    """
+    if (directory / files.MANIFEST).is_file() or is_held(directory / files.LOCK):
+        return
+    files.remove(directory, files.CONFIG, f"{files.LEDGER}*", files.PARTS)
 
 
 def stored_experiment(directory: Path) -> Experiment:

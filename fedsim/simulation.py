@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import fedsim
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError, EngineError
-from fedsim.runs import holds_run
+from fedsim.runs import forget_torn, holds_run
 
 if TYPE_CHECKING:
     from fedsim.engine import Executor, Federation
@@ -150,6 +150,7 @@ class SideBySide:
         complete = prepare(experiment, self._tell)
 
         def make() -> Federation:
+            forget_torn(Path(complete.run.out))
             going_on = holds_run(Path(complete.run.out))
             where = dataclasses.replace(complete.run, resume=going_on)
             return federation_of(dataclasses.replace(complete, run=where))

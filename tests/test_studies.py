@@ -283,6 +283,21 @@ def test_a_run_that_fails_in_a_worker_is_recorded_while_the_others_go_on(
     assert failed["error"].startswith("round 1: none of 2 clients gave a usable update")
 
 
+@pytest.mark.parametrize("left", [("config.toml",), ("config.toml", "ledger.sqlite")])
+def test_a_run_that_was_killed_before_its_manifest_begins_anew(
+    cli: CLI, study: Path, left: tuple[str, ...]
+) -> None:
+    study.write_text('base = "base.toml"\nseeds = 1\n[axes]\n"model.activation" = ["relu"]\n')
+    first = cli("study", study, "--out", "s", "--format", "json", "-q").json
+    run = Path(first["cells"][0]["run"])
+    for file in run.iterdir():
+        if file.name not in left:
+            file.unlink()
+    again = cli("study", study, "--out", "s", "--format", "json", "-q")
+    assert again.code == 0, again.err
+    assert again.json["cells"][0]["model_sha256"] == first["cells"][0]["model_sha256"]
+
+
 def without_times(directory: Path) -> None:
     """Give every run under a directory the same times."""
     for ledger in directory.rglob("ledger.sqlite"):
@@ -318,8 +333,7 @@ def test_a_study_that_was_killed_gives_the_same_report_but_for_the_times(
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    left = [load(path.parent).status for path in (tmp_path / "b").rglob("ledger.sqlite")]
-    assert len(left) < 12
+    assert len(list((tmp_path / "b").rglob("ledger.sqlite"))) < 12
     assert command("study", "tuned.toml", "--out", "b/s", "-q").wait() == 0
     pages = []
     for side in ("a", "b"):

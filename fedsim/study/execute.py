@@ -12,9 +12,10 @@ from typing import Protocol
 
 from fedsim.config import Experiment, Vocabulary, differences
 from fedsim.errors import ConfigError, FedsimError
+from fedsim.ledger.files import MANIFEST
 from fedsim.ledger.read import Run, load
 from fedsim.measure.convergence import best_accuracy
-from fedsim.runs import holds_run, stored_experiment
+from fedsim.runs import forget_torn, holds_run, stored_experiment
 from fedsim.study.design import Cell, Study, Values, label_of
 from fedsim.study.endpoints import endpoint_of, value_of
 from fedsim.study.figures import curve
@@ -75,7 +76,8 @@ class StudyRuns:
         if folder in self.running:
             return None
         path = self.directory / folder
-        if folder not in self.results and holds_run(path):
+        begun = holds_run(path) and (path / MANIFEST).is_file()
+        if folder not in self.results and begun:
             run = load(path)
             failed = run.status == "failed" and not (self.retry and not self.may_fail(cell))
             if run.status == "completed" or failed:
@@ -248,6 +250,7 @@ def run_cells(
             path = runs.directory / cell.folder
             running.add(cell.folder)
             tell(cell, None)
+            forget_torn(path)
             check_cell(cell, runs.directory)
             try:
                 bench.begin(in_directory(cell.experiment, path), partial(ended, cell))
