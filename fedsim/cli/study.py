@@ -127,8 +127,8 @@ def run_study(asked: Study, directory: Path, *, quiet: bool) -> tuple[StudyRuns,
     done = StudyRuns(study=asked, directory=directory, vocabulary=vocabulary())
     missing = done.wanted()
     already = sum(r is not None for _, _, r in done.finals())
-    write_study(directory, written)
     time_activations(list(arms), directory, new=bool(missing), quiet=quiet)
+    write_study(directory, written)
     if not missing:
         return done, already
     runs = -(-len(missing) // len(arms))
@@ -206,6 +206,7 @@ def time_activations(
 
     known = directory / CALIBRATION
     if (new or not known.is_file()) and (timed := calibration_of(arms, known, quiet=quiet)):
+        directory.mkdir(parents=True, exist_ok=True)
         write_atomically(known, timed)
 
 
