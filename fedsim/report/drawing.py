@@ -1,6 +1,6 @@
 """Figures as SVG for a page, which follow its light or dark theme, and as files for a paper.
 
-On a page every colour is a CSS variable: matplotlib draws with placeholders, which are replaced.
+On a page every colour is a CSS variable: matplotlib draws with colours that stand for them.
 """
 
 from __future__ import annotations
@@ -153,14 +153,13 @@ def page_svg(picture: Picture, *, narrow: bool) -> str:
     text = re.sub(r'(xlink:href="|url\()#', rf"\1#{prefix}", text)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg\b[^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r"font:[^;\"]*?(\d+(?:\.\d+)?px)[^;\"]*", r"font-size: \1", text)
     named = f'<svg role="img" aria-label="{escaped(picture.title)}"'
     text = text.replace("<svg", named, 1)
-    for name, placeholder in THEMED.colours.items():
-        text = text.replace(placeholder, f"var(--{name})")
+    for name, colour in THEMED.colours.items():
+        text = text.replace(colour, f"var(--{name})")
     return re.sub(r"\s*\n\s*", "\n", text)
 
 
