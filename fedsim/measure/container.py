@@ -114,8 +114,8 @@ def group_of(controller: str, proc: Path, cgroup: Path) -> Path | None:
     if not at_top:
         return mount
     place = PurePosixPath(places(proc).get(name, "/"))
-    outside = place == PurePosixPath("/") or ".." in place.parts
-    return None if outside else mount / str(place).lstrip("/")
+    parts = place.parts[1:] if place.is_absolute() else ()
+    return None if not parts or ".." in parts else mount.joinpath(*parts)
 
 
 def places(proc: Path) -> dict[str, str]:
@@ -169,8 +169,10 @@ def rise(steps: list[int]) -> int | None:
 def interfaces(proc: Path) -> Interfaces:
     """Return what each network interface carried so far, the loopback left out."""
     found: Interfaces = {}
-    for line in text_of(proc / "net/dev").splitlines()[2:]:
-        name, _, counters = line.rpartition(":")
+    for line in text_of(proc / "net/dev").splitlines():
+        name, counted, counters = line.rpartition(":")
+        if not counted:
+            continue  # the two lines of the head
         fields = counters.split()
         try:
             found[name.strip()] = int(fields[0]), int(fields[8])
