@@ -13,6 +13,7 @@ from clients.sending import encode_update
 from clients.visit import figures_of, train_clients
 from fedsim import codecs, flower, parts
 from fedsim.config import Experiment
+from fedsim.measure import container
 from fedsim.measure.bill import Bill
 from fedsim.randomness import stream
 from fedsim.training import read_arrays
@@ -30,6 +31,7 @@ def partition(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's examples and return it with its bill."""
+    stay = container.enter()  # before all else, as what came until here was start-up
     torch.set_num_threads(1)  # more would fight for the cores, and change the bits
     experiment = flower.experiment_of(context.run_config)
     client, seed = int(context.node_config["partition-id"]), experiment.experiment.seed
@@ -51,6 +53,8 @@ def train(message: Message, context: Context) -> Message:
         bill.add(codec_error=outgoing.error(asked.arrays))
     columns, layers = figures_of(visit, bill)
     figures = {name: column[0].item() for name, column in columns.items()}
+    if stay and asked.level != "off":
+        figures |= stay.figures()
     return flower.encode_reply(sent, figures, layers.get(0, {}), to=message)
 
 

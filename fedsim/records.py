@@ -91,6 +91,15 @@ class ClientRow:
     optimizer_bytes: int | None = figure("counted")
     peak_memory_bytes: int | None = figure("measured")  # of the process, above its baseline
 
+    # In a deployed node alone: until the app began, and of the container around its process.
+    startup_cpu_seconds: float | None = figure("measured")
+    startup_wall_seconds: float | None = figure("measured")
+    container_cpu_seconds: float | None = figure("measured")  # during the visit
+    container_peak_memory_bytes: int | None = figure("measured")  # since the container began
+    container_memory_limit_bytes: int | None = figure("measured")
+    container_received_bytes: int | None = figure("measured")  # since the previous visit
+    container_sent_bytes: int | None = figure("measured")
+
     # What went up (the update), and what came down (the model).
     dense_bytes: int | None = figure("counted")
     wire_bytes: int | None = figure("counted")

@@ -21,7 +21,8 @@ FULL = {
     *("zero_fraction_without_blank", "top_1_percent_energy", "top_10_percent_energy"),
     *("entropy_bits", "gradient_ratio_before", "gradient_ratio_after"),
 }
-ON_DEMAND = {"codec_error", "modelled_seconds", "modelled_joules"}
+CONTAINERS = {name for name in figures(ClientRow) if name.startswith(("startup_", "container_"))}
+ON_DEMAND = {"codec_error", "modelled_seconds", "modelled_joules", *CONTAINERS}
 
 
 def filled(run: Run) -> set[str]:

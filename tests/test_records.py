@@ -71,10 +71,11 @@ def test_the_kind_follows_from_the_name(table: Table[Any], column: dataclasses.F
     """Clocks and meters measure, profiles model, and all else is counted."""
     name = column.name
     measured = {"threads", "cohort", "peak_memory_bytes", "worker_idle_fraction"}
+    meter = name.startswith("container_")
     expected = "counted"
     if name.startswith("modelled_"):
         expected = "modelled"
-    elif name.endswith(("_seconds", "_joules")) or name in measured:
+    elif name.endswith(("_seconds", "_joules")) or name in measured or meter:
         expected = "measured"
     assert column.metadata["kind"] == expected
 

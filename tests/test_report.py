@@ -250,6 +250,11 @@ def test_a_summary_adds_up_what_the_ledger_holds(tmp_path: Path) -> None:
         "package_joules": None,
         "modelled_seconds": None,
         "modelled_joules": None,
+        "startup_cpu_seconds": None,
+        "container_cpu_seconds": None,
+        "container_peak_memory_bytes": None,
+        "container_received_bytes": None,
+        "container_sent_bytes": None,
         "device": None,
         "blanks": {},
     }
@@ -533,7 +538,9 @@ def test_every_figure_of_a_run_has_its_kind(tmp_path: Path) -> None:
         *("modelled_seconds", "modelled_joules")
     }
     assert {name for name, kind in kinds.items() if kind == "measured"} == {
-        *("cpu_seconds", "wall_seconds", "package_joules")
+        *("cpu_seconds", "wall_seconds", "package_joules"),
+        *("startup_cpu_seconds", "container_cpu_seconds", "container_peak_memory_bytes"),
+        *("container_received_bytes", "container_sent_bytes"),
     }
 
 

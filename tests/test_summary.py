@@ -20,6 +20,8 @@ ALWAYS: dict[str, Any] = {
 LATER = (
     *("uplink_bytes", "downlink_bytes", "uplink_dense_bytes", "downlink_dense_bytes"),
     *("train_flops", "package_joules", "modelled_seconds", "modelled_joules"),
+    *("startup_cpu_seconds", "container_cpu_seconds", "container_peak_memory_bytes"),
+    *("container_received_bytes", "container_sent_bytes"),
 )
 
 
@@ -43,6 +45,8 @@ def test_at_level_off() -> None:
         ({"train_flops": 0}, "training"),
         ({"package_joules": 3.0}, "energy"),
         ({"modelled_seconds": 3.0, "modelled_joules": 2.0}, "on phone"),
+        ({"startup_cpu_seconds": 0.0}, "containers"),
+        ({"container_peak_memory_bytes": 1, "container_sent_bytes": 0}, "containers"),
         ({"blanks": {"package_joules": "no counter"}}, "blank"),
     ],
 )

@@ -54,6 +54,18 @@ GIVEN_BY_CLIENTS = {
         )
     },
 }
+# Of a deployed node. Its limit of memory is not here: where there is none, blank is the answer.
+GROUPS = "it is from the container's control group"
+INTERFACES = "it is from /proc/net/dev, beside what FEDSIM_NODE_DIR holds of the previous visit"
+GIVEN_BY_CONTAINERS = {
+    "startup_cpu_seconds": "a client's container gave none: its process had served before",
+    "startup_wall_seconds": "a client's container gave none: its process had served before, or "
+    "there is no /proc/self/stat",
+    "container_cpu_seconds": f"a client's container gave none: {GROUPS}",
+    "container_peak_memory_bytes": f"a client's container gave none: {GROUPS}",
+    "container_received_bytes": f"a client's container gave none: {INTERFACES}",
+    "container_sent_bytes": f"a client's container gave none: {INTERFACES}",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +263,8 @@ def modelled_price(device: str) -> Price | None:
 def why_blank(clients: Clients, energy: Energy, *, own_threads: bool = False) -> dict[str, str]:
     """Return the figures that were asked for and could not be had, and why.
 
+    Only a client in a container is asked for that one's figures, and gives some of them.
+
     Args:
         clients: the round's rows.
         energy: the round's.
@@ -262,5 +276,10 @@ def why_blank(clients: Clients, energy: Energy, *, own_threads: bool = False) ->
     for name, reason in GIVEN_BY_CLIENTS.items():
         expected = name != WAITING or not own_threads
         if expected and (billed & blank(clients, name)).any():
+            blanks[name] = reason
+    missing = {name: blank(clients, name) for name in GIVEN_BY_CONTAINERS}
+    contained = billed & ~np.logical_and.reduce([*missing.values()])
+    for name, reason in GIVEN_BY_CONTAINERS.items():
+        if (contained & missing[name]).any():
             blanks[name] = reason
     return blanks

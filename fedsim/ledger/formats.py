@@ -8,6 +8,7 @@ FORMAT_HISTORY = {
     1: "rounds, clients, layers; the clients' last states; the checkpoints kept on disk",
     2: "every client's bill; layers before and after training; bytes of serialised messages",
     3: "clients in blocks: how idle the workers were; models are summed in blocks",
+    4: "the bill of a client's container",
 }
 FORMAT_VERSION = max(FORMAT_HISTORY)
 
@@ -30,7 +31,15 @@ _FORMER_NAMES = {
 
 
 # What a format lacks of today's, where that is little.
-_LACKED = {(2, "rounds"): {"worker_idle_fraction"}}
+_CONTAINER = {
+    *("startup_cpu_seconds", "startup_wall_seconds", "container_cpu_seconds"),
+    *("container_peak_memory_bytes", "container_memory_limit_bytes"),
+    *("container_received_bytes", "container_sent_bytes"),
+}
+_LACKED = {
+    (2, "rounds"): {"worker_idle_fraction"},
+    **{(version, "clients"): _CONTAINER for version in (2, 3)},
+}
 
 
 def stored_name(version: int, table: str, column: str) -> str | None:

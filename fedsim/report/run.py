@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fedsim.errors import LedgerError
 from fedsim.ledger.read import Run, load
+from fedsim.report.containers import containers_section
 from fedsim.report.curves import arm_curve
 from fedsim.report.details import bills, health, layer_health, partition
 from fedsim.report.page import Page, Section
@@ -41,6 +42,7 @@ def run_page(path: Path, counts: npt.NDArray[np.int64] | None) -> Page:
     rows: list[tuple[str, ...]] = [(name, text) for name, text in details(summary) if text]
     looked = health({"": {label: layer_health([run])}})
     bill = bills({label: [run]})
+    contained = containers_section(run)
     failed = [f"{run.status}: {run.manifest.error}"] if run.manifest.error else []
     sections = [
         Section(name="summary", title="In figures", table=(("figure", "is"), rows)),
@@ -57,6 +59,7 @@ def run_page(path: Path, counts: npt.NDArray[np.int64] | None) -> Page:
             picture=bill,
             missing="" if bill else "No client's update was used.",
         ),
+        *([contained] if contained else []),
         shares(counts),
         failures_section({label: run}, failed),
         method_section([run]),

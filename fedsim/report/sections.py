@@ -10,6 +10,7 @@ from fedsim import units
 from fedsim.ledger.read import Run
 from fedsim.measure.machines import unlike_machines
 from fedsim.records import Kind
+from fedsim.report.containers import MARK, MARKED
 from fedsim.report.page import Section
 from fedsim.study.figures import COSTS
 
@@ -85,6 +86,9 @@ def method_section(runs: Sequence[Run], statistics: Sequence[str] = ()) -> Secti
         *statistics,
     )
     rows: list[tuple[str, ...]] = [(what, kind, MEANINGS[kind]) for what, kind in SHOWN.items()]
+    if any(run.clients[MARKED].notna().any(axis=None) for run in runs):
+        means = "by the counters of a client's container, of all that runs in it"
+        rows.append(("containers: start-up, CPU, memory, interfaces", MARK, means))
     return Section(
         name="method",
         title="How it was measured",

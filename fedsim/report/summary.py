@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim import units
 from fedsim.ledger.read import Run, load
@@ -15,6 +15,18 @@ from fedsim.measure.convergence import (
     final_accuracy,
 )
 from fedsim.study.figures import curve, local_accuracy, total
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+
+# What is told of containers.
+CONTAINERS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("CPU", "container_cpu_seconds", units.seconds),
+    ("CPU before it, in start-up", "startup_cpu_seconds", units.seconds),
+    ("highest peak of memory", "container_peak_memory_bytes", units.size),
+    ("received", "container_received_bytes", units.size),
+    ("sent", "container_sent_bytes", units.size),
+)
 
 
 def run_summary(path: Path) -> dict[str, Any]:
@@ -26,7 +38,8 @@ def run_summary(path: Path) -> dict[str, Any]:
       in them, ``train_flops``, ``local_accuracy`` (of the clients' own models after training, in
       the last round that looked).
     - Measured: ``cpu_seconds`` (local training alone, summed over clients), ``wall_seconds`` (the
-      whole run), ``package_joules`` (the whole processor, during the rounds).
+      whole run), ``package_joules`` (the whole processor, during the rounds), and what containers
+      spent: sums over the visits of clients whose update was used, and the highest peak of memory.
     - Modelled: ``modelled_seconds`` and ``modelled_joules``, summed over the clients whose update
       was used: what the others did is not known.
 
@@ -58,12 +71,21 @@ def run_summary(path: Path) -> dict[str, Any]:
         "wall_seconds": run.manifest.wall_seconds,
         # No round was ever free of charge: a sum of 0 is one over no rounds.
         "package_joules": total(rounds.package_joules) or None,
+        **containers(used),
         "device": run.config.get("measure", {}).get("device") or None,
         "modelled_seconds": total(used.modelled_seconds) or None,
         "modelled_joules": total(used.modelled_joules) or None,
         "blanks": run.manifest.blanks,
         "model_sha256": run.manifest.model_sha256,
     }
+
+
+def containers(used: pd.DataFrame) -> dict[str, int | float | None]:
+    """Return what the clients' containers spent; None where there was none, or one does not say."""
+    peak = "container_peak_memory_bytes"
+    known = [name for _, name, _ in CONTAINERS if len(used) and not used[name].isna().any()]
+    sums = {name: total(used[name]) if name in known else None for _, name, _ in CONTAINERS}
+    return {**sums, peak: int(used[peak].max()) if peak in known else None}
 
 
 def clients_failed(run: Run) -> int:
@@ -105,6 +127,10 @@ def details(summary: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
     if summary["train_flops"] is not None:
         yield "training", f"{shown('train_flops', units.flops)} (counted, matrix products)"
     yield "client CPU", f"{shown('cpu_seconds', seconds)} (measured, training alone)"
+    found = [(title, shown(name, unit)) for title, name, unit in CONTAINERS]
+    spent = [f"{title} {text}" for title, text in found if text != units.MISSING]
+    if spent:
+        yield "containers", f"{', '.join(spent)} (measured (container), all visits)"
     yield "wall time", f"{shown('wall_seconds', seconds)} (measured)"
     if summary["package_joules"] is not None:
         yield "energy", f"{shown('package_joules', joules)} (measured, whole processor)"
