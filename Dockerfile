@@ -2,32 +2,63 @@
 #
 #   docker build -t fedsim .
 #
-# Wheels in the folder wheels/ are preferred to downloads: put torch's CPU build there, and the
-# image is some gigabytes smaller.
+# Wheels in the folder wheels/ are preferred to downloads. Put torch's CPU build there, or name the
+# index that has it: the build that comes by default carries CUDA, some gigabytes of it.
+#
+#   docker build -t fedsim --build-arg TORCH=torch==2.13.0+cpu --build-arg TORCH_INDEX=URL .
 
-FROM python:3.11-slim AS build
+ARG BASE=python:3.11-slim
+
+FROM ${BASE} AS build
+ARG WHEELS=wheels
+ARG TORCH=torch
+ARG TORCH_INDEX=
+# What a deployed federation never uses: Ray runs simulations, pictures are drawn where reports are
+# made, and uv and pip install what is installed already.
+ARG WITHOUT="ray matplotlib fonttools pillow kiwisolver contourpy uv pip setuptools"
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
-RUN python -m venv /venv
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY LICENSE ${WHEELS}* /wheels/
+COPY constraints.txt pyproject.toml ./
+# The dependencies first: they are built again only when they change.
+RUN python -m venv /venv \
+ && /venv/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /dependencies.txt \
+ && /venv/bin/pip install --only-binary :all: --find-links /wheels ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} -c constraints.txt "${TORCH}" -r /dependencies.txt
+COPY README.md LICENSE CHANGELOG.md docker-compose.yml docker-compose.dev.yml ./
 COPY fedsim fedsim
 COPY clients clients
 COPY server server
 COPY configs configs
-COPY LICENSE wheels* /wheels/
-RUN /venv/bin/pip install --no-cache-dir --find-links /wheels -c constraints.txt .
+# Libraries' own tests, headers and build tools stay behind. The bytecode that pip compiled
+# stays: Flower starts processes, and compiling torch's modules in each would take seconds.
+RUN /venv/bin/pip install --no-deps --find-links /wheels . \
+ && /venv/bin/pip uninstall --yes ${WITHOUT} \
+ && cd /venv/lib/python3*/site-packages \
+ && find torch/bin -type f ! -name torch_shm_manager -delete \
+ && rm -rf torch/test torch/include torch/share pyarrow/include pyarrow/tests \
+ && rm -f pyarrow/libarrow_flight.* pyarrow/libarrow_s3.* pyarrow/libarrow_substrait.* \
+ && find numpy pandas scipy sklearn sympy -type d -name tests -prune -exec rm -rf {} +
 
-FROM python:3.11-slim
-RUN useradd --uid 10001 --create-home fedsim && install -d -o fedsim /state
+FROM ${BASE}
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="fedsim" \
+      org.opencontainers.image.description="Federated learning, measured: server and clients" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+# /state and /claims are where volumes are put; whoever runs the containers may write there.
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin fedsim \
+ && install -d -m 1777 /state /claims
 COPY --from=build /venv /venv
-WORKDIR /app
-COPY pyproject.toml README.md LICENSE ./
-COPY clients clients
-COPY server server
-COPY configs configs
 ENV PATH=/venv/bin:$PATH \
+    HOME=/tmp \
+    FLWR_HOME=/tmp/flwr \
+    PYTHONUNBUFFERED=1 \
     FLWR_TELEMETRY_ENABLED=0 \
     FLWR_DISABLE_UPDATE_CHECK=1 \
     FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1 \
-    RAY_USAGE_STATS_ENABLED=0
-USER fedsim
+    FEDSIM_HEALTH=http://127.0.0.1:9094/health
+USER 10001
+WORKDIR /tmp
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-I", "-m", "fedsim.deployment.health"]
 CMD ["fedsim", "--help"]

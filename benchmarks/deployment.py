@@ -123,6 +123,7 @@ def measure(setting: Setting, directory: Path, rounds: int) -> dict[str, float]:
     return {
         "rounds": rounds,
         "cpu_seconds_a_round": cpu_seconds,
+        **{f"{name}_cpu_seconds_a_round": spent[name] / rounds for name in ("superlink", "superexec")},
         "node_cpu_seconds_a_visit": (spent["node-0"] + spent["node-1"]) / 2 / rounds,
         "wall_seconds_a_round": spent["wall"] / rounds,
     }
@@ -216,7 +217,7 @@ def rounds_stored(out: Path) -> int:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the medians as a Markdown table, and each as a part of the stock setting's."""
-    figures = [name for name in rows[0] if "seconds" in name]
+    figures = ["cpu_seconds_a_round", "node_cpu_seconds_a_visit", "wall_seconds_a_round"]
     medians = {
         setting.name: {
             figure: statistics.median(r[figure] for r in rows if r["setting"] == setting.name)
