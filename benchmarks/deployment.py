@@ -123,7 +123,10 @@ def measure(setting: Setting, directory: Path, rounds: int) -> dict[str, float]:
     return {
         "rounds": rounds,
         "cpu_seconds_a_round": cpu_seconds,
-        **{f"{name}_cpu_seconds_a_round": spent[name] / rounds for name in ("superlink", "superexec")},
+        **{
+            f"{name}_cpu_seconds_a_round": spent[name] / rounds
+            for name in ("superlink", "superexec")
+        },
         "node_cpu_seconds_a_visit": (spent["node-0"] + spent["node-1"]) / 2 / rounds,
         "wall_seconds_a_round": spent["wall"] / rounds,
     }

@@ -29,6 +29,7 @@ from fedsim.measure.cores import allowed_cores
 from fedsim.measure.energy import not_measured, package_energy
 from fedsim.records import RoundRow
 from fedsim.runs import open_run
+from fedsim.telling import round_line
 from fedsim.training import (
     Plan,
     cut_blocks,
@@ -158,13 +159,4 @@ def level_of(measure: MeasureTable, round: int) -> str:
 
 def report(row: RoundRow, rounds: int) -> None:
     """Log a round; whoever listens finds the whole row in the record."""
-    tested = f"{row.test_accuracy:.4f}" if row.test_accuracy is not None else "not evaluated"
-    log.info(
-        "round %d/%d: test accuracy %s, %d clients trained, %d failed",
-        row.round,
-        rounds,
-        tested,
-        row.clients_trained,
-        row.clients_failed,
-        extra={"row": row, "rounds": rounds},
-    )
+    log.info(round_line(row, rounds), extra={"row": row, "rounds": rounds})

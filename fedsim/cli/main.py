@@ -13,7 +13,7 @@ from typing import NoReturn
 import typer
 
 from fedsim import __version__
-from fedsim.cli import bench, cost, data, overhead, peers, runs, study
+from fedsim.cli import bench, cost, data, deploy, overhead, peers, runs, study
 from fedsim.cli import compare as compare_command
 from fedsim.cli import report as report_command
 from fedsim.cli import run as run_command
@@ -40,6 +40,13 @@ app.command("cost", cls=Command)(cost.cost)
 data_app = typer.Typer(help="Get datasets.", no_args_is_help=True)
 data_app.command("fetch", cls=Command)(data.fetch)
 app.add_typer(data_app, name="data")
+deploy_app = typer.Typer(help="Run the same clients in containers.", no_args_is_help=True)
+for command in (
+    *(deploy.init, deploy.up, deploy.submit, deploy.status, deploy.logs),
+    *(deploy.stop, deploy.rotate, deploy.revoke, deploy.down),
+):
+    deploy_app.command(command.__name__, cls=Command)(command)
+app.add_typer(deploy_app, name="deploy")
 bench_app = typer.Typer(help="Measure what things cost on this machine.", no_args_is_help=True)
 bench_app.command("activations", cls=Command)(bench.activations)
 bench_app.command("measure", cls=Command)(overhead.measure)

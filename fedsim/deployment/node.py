@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -52,10 +52,8 @@ class Bell:
 
     def ring(self) -> None:
         """Wake whoever waits; a full pipe wakes as well."""
-        try:
+        with suppress(BlockingIOError, BrokenPipeError):
             os.write(self.writer, b"!")
-        except (BlockingIOError, BrokenPipeError):
-            pass
 
     def wait(self, seconds: float) -> None:
         """Return when it rang, or after so many seconds."""
@@ -218,7 +216,7 @@ def run_supernode(options: list[str], port: int) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.kill(child, signal.SIGTERM)
 
-    start_client_internal.time = Patience(work, done)  # type: ignore[attr-defined]
+    start_client_internal.time = Patience(work, done)  # type: ignore[assignment]
     add_exit_handler(end_child)
     signal.signal(signal.SIGCHLD, child_ended)
     isolated = ["--isolation", "process", "--port", str(port)]

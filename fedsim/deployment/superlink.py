@@ -125,7 +125,9 @@ class SuperLink:
         deadline = time.monotonic() + seconds
         while not self.healthy():
             if time.monotonic() > deadline:
-                raise EngineError(f"the SuperLink at {self.address} gave no answer in {seconds:g} s")
+                raise EngineError(
+                    f"the SuperLink at {self.address} gave no answer in {seconds:g} s"
+                )
             time.sleep(HEALTH_POLL_SECONDS)
 
     def nodes(self) -> list[Node]:
@@ -169,9 +171,7 @@ class SuperLink:
         """Say where a run stands."""
         with answered(self.address):
             status = self._client.ListRuns(ListRunsRequest(run_id=run)).run_dict[run].status
-        return Standing(
-            status=status.status, sub_status=status.sub_status, details=status.details
-        )
+        return Standing(status=status.status, sub_status=status.sub_status, details=status.details)
 
     def logs(self, run: int, after: float = 0.0) -> Iterator[tuple[float, str]]:
         """Yield what a run logs as it comes, with the time to go on from, until it ends."""

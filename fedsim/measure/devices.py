@@ -15,6 +15,7 @@ from fedsim.errors import ConfigError, nearest
 FLOPS_PER_MULTIPLY_ADD = 2
 TEXTS = ("name", "description", "uncertainty")
 SOURCE = "_source"
+CONTAINER = "container"  # a table of its own, see Limits
 
 
 def rate() -> Any:
@@ -61,6 +62,14 @@ class DeviceProfile:
     joules_per_downlink_byte: float = price()
 
     sources: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a container gets that stands for a device: cores of this machine, and memory."""
+
+    cpus: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +195,24 @@ def load_profile(name_or_path: str) -> DeviceProfile:
     return DeviceProfile(**values, sources=sources)
 
 
+def load_limits(name_or_path: str) -> Limits:
+    """Read what a container gets that stands for a device: the profile's table ``container``.
+
+    Raises:
+        ConfigError: there is no such profile, or it says nothing sensible of containers.
+    """
+    table = read_toml(profile_path(name_or_path)).get(CONTAINER, {})
+    cpus, memory_bytes = table.get("cpus"), table.get("memory_bytes")
+    if not is_figure(cpus, True) or not is_figure(memory_bytes, True):
+        raise ConfigError(
+            [
+                f"{name_or_path}: needs a table [container] with cpus and memory_bytes, both "
+                f"above 0; it has {table!r}"
+            ]
+        )
+    return Limits(cpus=float(cpus), memory_bytes=int(memory_bytes))
+
+
 def profile_path(name_or_path: str) -> Path:
     """Return the file that holds a profile."""
     path = Path(name_or_path)
@@ -221,7 +248,7 @@ def profile_problems(table: Mapping[str, Any]) -> Iterator[str]:
     numbers = figures()
     texts = [*TEXTS, *(name + SOURCE for name in numbers)]
     for key in table:
-        if key not in numbers and key not in texts:
+        if key not in numbers and key not in texts and key != CONTAINER:
             yield f"{key}: unknown key; {nearest(key, [*numbers, *texts])}"
     for key in texts:
         if key not in table:

@@ -1,0 +1,168 @@
+"""The nodes of a deployment as Compose is told of them, and Compose as it is called."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import fedsim
+from fedsim.deployment.folder import Deployment, NodePlan, container_user
+from fedsim.errors import EngineError
+from fedsim.ledger.files import write_atomically
+
+PATTERN = "supernode"  # the service that nodes are made from
+OVERRIDE = "compose.yaml"
+VARIABLES = "compose.env"
+DATA = "/data"  # where a node, and the server, find what was mounted
+
+
+def base_file() -> Path:
+    """Return the project's own docker-compose.yml: inside the package, or in a source checkout."""
+    package = Path(fedsim.__file__).parent
+    for path in (
+        package / "deployment" / "docker-compose.yml",
+        package.parent / "docker-compose.yml",
+    ):
+        if path.is_file():
+            return path
+    raise EngineError(f"docker-compose.yml is missing beside {package}; reinstall fedsim")
+
+
+def write_files(made: Deployment) -> None:
+    """Write what Compose reads beside the project's own file: the nodes, and the variables."""
+    pattern = yaml.safe_load(base_file().read_text(encoding="utf-8"))["services"][PATTERN]
+    services = {node.name: service(made, node, pattern) for node in made.active}
+    if made.server_data:
+        services["superexec"] = {"volumes": [f"{made.server_data}:{DATA}:ro"]}
+    header = "# Written by fedsim deploy, from deployment.toml: a service for each node.\n\n"
+    text = header + yaml.safe_dump({"services": services}, sort_keys=False)
+    write_atomically(made.directory / OVERRIDE, text.encode())
+    variables = {
+        "COMPOSE_PROJECT_NAME": made.name,
+        "FEDSIM_DEPLOYMENT": made.directory,
+        "FEDSIM_PORT": made.port,
+        "FEDSIM_USER": container_user(),
+    }
+    lines = "".join(f"{name}={value}\n" for name, value in variables.items())
+    write_atomically(made.directory / VARIABLES, lines.encode())
+
+
+def service(made: Deployment, node: NodePlan, pattern: dict[str, Any]) -> dict[str, Any]:
+    """Return a node as a service: the pattern, with its own key, partition, data and limits."""
+    own = copy.deepcopy(pattern)
+    del own["profiles"]
+    own["command"] += [f"--partition-id={node.partition}", f"--partitions={len(made.nodes)}"]
+    own["volumes"] = [f"{made.folder_of(node)}:/node:ro"]
+    if node.data:
+        inside = Path(DATA) / Path(node.data).name if Path(node.data).is_file() else Path(DATA)
+        own["volumes"].append(f"{node.data}:{inside}:ro")
+        own["command"].append(f"--data={inside}")
+    if limits := node.limits():
+        own["cpus"], own["mem_limit"] = limits.cpus, limits.memory_bytes
+    return own
+
+
+@lru_cache(maxsize=1)
+def compose_command() -> tuple[str, ...]:
+    """Return how Compose is called on this machine: version 2, or the older one.
+
+    Raises:
+        EngineError: there is none.
+    """
+    docker = shutil.which("docker")
+    if docker and _answers(docker, "compose", "version"):
+        return (docker, "compose")
+    if old := shutil.which("docker-compose"):
+        return (old,)
+    raise EngineError(
+        "no Docker Compose was found; install Docker Engine with its Compose plugin, or run nodes "
+        "without containers: docs/deployment.md"
+    )
+
+
+def _answers(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@dataclass(frozen=True)
+class Compose:
+    """A deployment's containers."""
+
+    made: Deployment
+
+    def __call__(self, *arguments: str) -> None:
+        """Call Compose; what it says is shown.
+
+        Raises:
+            EngineError: it failed.
+        """
+        command = [*self._command(), *arguments]
+        code = subprocess.run(command, env=self._environment(), check=False).returncode
+        if code:
+            raise EngineError(f"docker compose {' '.join(arguments)} failed with exit code {code}")
+
+    def containers(self) -> dict[str, tuple[str, str]]:
+        """Return id and status of each service's container."""
+        shape = '{{.ID}}\t{{.Label "com.docker.compose.service"}}\t{{.Status}}'
+        label = f"label=com.docker.compose.project={self.made.name}"
+        lines = engine("ps", "--all", "--filter", label, "--format", shape).splitlines()
+        rows = (line.split("\t") for line in lines)
+        return {name: (container, status) for container, name, status in rows}
+
+    def copy(self, service: str, path: str, to: Path) -> None:
+        """Copy a file or a directory out of a service's container.
+
+        Raises:
+            EngineError: there is no such container, or no such path in it.
+        """
+        found = self.containers()
+        if service not in found:
+            raise EngineError(
+                f"{service} has no container in {self.made.name}; is it up? fedsim deploy status"
+            )
+        engine("cp", f"{found[service][0]}:{path}", str(to))
+
+    def _command(self) -> list[str]:
+        folder = self.made.directory
+        return [
+            *compose_command(),
+            *("--env-file", str(folder / VARIABLES)),
+            *("-p", self.made.name),
+            *("-f", str(base_file()), "-f", str(folder / OVERRIDE)),
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        # The older Compose builds by itself unless it is told to leave that to Docker.
+        return {**os.environ, "DOCKER_BUILDKIT": "1", "COMPOSE_DOCKER_CLI_BUILD": "1"}
+
+
+def engine(*arguments: str) -> str:
+    """Call Docker and return what it prints.
+
+    Raises:
+        EngineError: there is none, or it refuses; with what it says.
+    """
+    docker = shutil.which("docker")
+    if docker is None:
+        raise EngineError("no docker was found; install Docker Engine")
+    done = subprocess.run([docker, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EngineError(f"docker {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def has_image(name: str) -> bool:
+    """Say whether the engine holds an image.
+
+    Raises:
+        EngineError: there is no engine.
+    """
+    return bool(engine("images", "--quiet", name).strip())

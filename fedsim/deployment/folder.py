@@ -1,0 +1,254 @@
+"""A deployment's folder: its keys, its nodes, and the files that Compose is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedsim.config import read_toml
+from fedsim.deployment import keys
+from fedsim.errors import ConfigError
+from fedsim.ledger.files import write_atomically
+from fedsim.measure.devices import Limits, load_limits
+
+FILE = "deployment.toml"
+FORMAT = 1
+IMAGE_USER = 10001  # of the Dockerfile
+DEFAULT_PORT = 8000
+# The server's name among the containers, and what it is called on this machine.
+OWN_HOSTS = ("superlink", "localhost", "127.0.0.1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodePlan:
+    """One node: which client it is, what device it stands for, and where its data lies.
+
+    ``data`` is a folder or a file on this machine; empty for a node that has none of its own.
+    """
+
+    name: str
+    partition: int
+    device: str = ""
+    data: str = ""
+
+    def limits(self) -> Limits | None:
+        """Return what its device allows a container; None for what Compose gives any node."""
+        return load_limits(self.device) if self.device else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """What stands in ``deployment.toml``, and where.
+
+    Attributes:
+        directory: absolute.
+        name: of the Compose project.
+        port: of the SuperLink on this machine's loopback.
+        hosts: names and addresses that its certificate is for.
+        nodes: in the order of their partitions.
+        server_data: the folder of the test part; empty where the dataset is part of fedsim.
+        revoked: names of nodes that were shut out.
+    """
+
+    directory: Path
+    name: str
+    port: int
+    hosts: tuple[str, ...]
+    nodes: tuple[NodePlan, ...]
+    server_data: str = ""
+    revoked: tuple[str, ...] = ()
+
+    @property
+    def address(self) -> str:
+        """Where the SuperLink's control port is published."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def authority(self) -> Path:
+        """The certificate that everybody trusts."""
+        return self.directory / "ca" / "ca.crt"
+
+    @property
+    def active(self) -> tuple[NodePlan, ...]:
+        """The nodes that are let in."""
+        return tuple(node for node in self.nodes if node.name not in self.revoked)
+
+    def folder_of(self, node: NodePlan) -> Path:
+        """Return the directory with a node's key, which it is given as a whole."""
+        return self.directory / "nodes" / node.name
+
+    def node(self, name: str) -> NodePlan:
+        """Return a node by its name.
+
+        Raises:
+            ConfigError: there is none, or it was shut out.
+        """
+        by_name = {node.name: node for node in self.active}
+        if name not in by_name:
+            raise ConfigError(
+                [f"{name!r}: no such node in {self.directory}; valid: {', '.join(by_name)}"]
+            )
+        return by_name[name]
+
+
+def create(
+    directory: Path,
+    *,
+    nodes: int,
+    data: Path | None = None,
+    devices: Sequence[str] = (),
+    port: int = DEFAULT_PORT,
+    hosts: Sequence[str] = (),
+) -> Deployment:
+    """Make keys and plans for a deployment.
+
+    Args:
+        directory: new or empty.
+        nodes: how many.
+        data: what ``fedsim data split`` wrote: each node is given its client's folder.
+        devices: profiles in ``configs/devices``, dealt to the nodes in turn.
+        port: on this machine's loopback.
+        hosts: other names and addresses that nodes reach this machine by.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    directory = directory.absolute()
+    problems = []
+    if nodes < 1:
+        problems.append(f"--nodes {nodes}: a federation has at least one")
+    if not 1 <= port <= 65535:
+        problems.append(f"--port {port}: must be between 1 and 65535")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        problems.append(
+            f"{directory} is not empty; name another folder, or use what is there: fedsim deploy up"
+        )
+    folders, server = ([""] * nodes, "") if data is None else data_folders(data, nodes, problems)
+    for device in devices:
+        load_limits(device)  # says which there are
+    names = [host for host in hosts if keys.alternative_name(host)]
+    if problems:
+        raise ConfigError(problems)
+    made = Deployment(
+        directory=directory,
+        name=project_name(directory),
+        port=port,
+        hosts=tuple(dict.fromkeys((*OWN_HOSTS, *names))),
+        nodes=tuple(
+            NodePlan(
+                name=f"node-{k}",
+                partition=k,
+                device=devices[k % len(devices)] if devices else "",
+                data=folders[k],
+            )
+            for k in range(nodes)
+        ),
+        server_data=server,
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    directory.chmod(0o700)
+    write_atomically(directory / ".gitignore", b"# Keys.\n*\n")
+    make_keys(made)
+    save(made)
+    return made
+
+
+def data_folders(data: Path, nodes: int, problems: list[str]) -> tuple[list[str], str]:
+    """Return each client's folder in a split, and the server's; append what is wrong."""
+    clients, server = sorted(data.absolute().glob("client-*")), data.absolute() / "server"
+    if not server.is_dir() or not clients:
+        problems.append(f"--data {data}: holds no split; make one: fedsim data split CONFIG --out")
+    elif len(clients) != nodes:
+        problems.append(f"--data {data}: is split for {len(clients)} clients; use --nodes with it")
+    return [str(folder) for folder in clients] or [""] * nodes, str(server)
+
+
+def project_name(directory: Path) -> str:
+    """Return the folder's name as Compose wants one."""
+    name = re.sub(r"[^a-z0-9_-]+", "-", directory.name.lower()).strip("-_")
+    return f"fedsim-{name}" if name else "fedsim"
+
+
+def make_keys(made: Deployment) -> None:
+    """Write all keys, each where only its owner is given it."""
+    root = made.directory
+    authority, tls, server = root / "ca", root / "tls", root / "server"
+    keys.make_authority(authority, made.name)
+    keys.make_server_certificate(authority, tls, made.hosts)
+    keys.make_secret(tls / "superexec.secret")
+    for folder in (tls, server):
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(authority / "ca.crt", folder / "ca.crt")
+    keys.write(server / "superexec.secret", (tls / "superexec.secret").read_bytes(), keys.PRIVATE)
+    for node in made.nodes:
+        make_node(made, node)
+    for folder in (tls, server):
+        give(folder)
+
+
+def make_node(made: Deployment, node: NodePlan) -> None:
+    """Write a node's folder, with a new key."""
+    folder = made.folder_of(node)
+    keys.make_node_key(folder)
+    shutil.copyfile(made.authority, folder / "ca.crt")
+    give(folder)
+
+
+def give(folder: Path) -> None:
+    """Let the user of the containers read a folder of keys, and nobody else.
+
+    Where the superuser makes them, they become the image's user's; anybody else's containers run
+    as themselves.
+    """
+    for path in (folder, *folder.iterdir()):
+        if os.getuid() == 0:
+            os.chown(path, IMAGE_USER, IMAGE_USER)
+    folder.chmod(0o700)
+
+
+def container_user() -> str:
+    """Return who the containers run as: never the superuser."""
+    user, group = os.getuid(), os.getgid()
+    return f"{user}:{group}" if user else f"{IMAGE_USER}:{IMAGE_USER}"
+
+
+def save(made: Deployment) -> None:
+    """Write ``deployment.toml``."""
+    content: dict[str, Any] = {"format": FORMAT, **dataclasses.asdict(made)}
+    del content["directory"]
+    write_atomically(made.directory / FILE, tomli_w.dumps(content).encode())
+
+
+def load(directory: Path) -> Deployment:
+    """Read the deployment of a folder.
+
+    Raises:
+        ConfigError: there is none, or it is damaged.
+    """
+    path = directory.absolute() / FILE
+    if not path.is_file():
+        raise ConfigError(
+            [f"{directory} holds no deployment; make one: fedsim deploy init {directory} --nodes 3"]
+        )
+    content = read_toml(path)
+    if content.get("format") != FORMAT:
+        raise ConfigError([f"{path}: format {content.get('format')!r}; this fedsim reads {FORMAT}"])
+    try:
+        nodes = tuple(NodePlan(**node) for node in content["nodes"])
+        return Deployment(
+            directory=path.parent,
+            nodes=nodes,
+            hosts=tuple(content["hosts"]),
+            revoked=tuple(content["revoked"]),
+            **{key: content[key] for key in ("name", "port", "server_data")},
+        )
+    except (KeyError, TypeError) as error:
+        raise ConfigError([f"{path}: is damaged: {error}"]) from error

@@ -1,0 +1,257 @@
+"""What an operator does with a deployment: bring it up, let nodes in and out, run experiments."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+from fedsim.config import Experiment
+from fedsim.deployment import folder
+from fedsim.deployment.bundle import make_bundle
+from fedsim.deployment.compose import DATA, Compose, base_file, engine, has_image, write_files
+from fedsim.deployment.folder import Deployment
+from fedsim.deployment.superlink import Node, Standing, SuperLink, key_bytes
+from fedsim.errors import ConfigError, EngineError, RunFailed
+
+IMAGE = os.environ.get("FEDSIM_IMAGE", "fedsim")
+SERVICES = ("superlink", "superexec")
+RUNS = "/state/runs"  # in the SuperExec's container
+POLL_SECONDS = 1.0
+ONLINE = "online"
+# Datasets that a node has without anybody giving it any: they are part of the installation.
+INSTALLED = ("digits",)
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+Tell = Callable[[str], None]
+
+
+def connect(made: Deployment) -> SuperLink:
+    """Return a connection to a deployment's SuperLink."""
+    return SuperLink(made.address, made.authority)
+
+
+def up(made: Deployment, tell: Tell, *, seconds: float, build: bool = False) -> list[Node]:
+    """Bring a deployment up, and return its nodes once all are online.
+
+    Args:
+        made: its plan.
+        tell: is told of every step.
+        seconds: to wait for the SuperLink, and then for the nodes.
+        build: build the image also if there is one.
+
+    Raises:
+        EngineError: it did not come up in time, or Docker refused.
+    """
+    compose = Compose(made)
+    write_files(made)
+    if build or not has_image(IMAGE):
+        build_image(tell)
+    tell("starting the server")
+    compose("up", "--detach", "--no-build", *SERVICES)
+    with connect(made) as superlink:
+        superlink.wait_until_healthy(seconds)
+        register(made, superlink, tell)
+        tell(f"starting {len(made.active)} nodes")
+        compose("up", "--detach", "--no-build", "--remove-orphans")
+        return wait_for_nodes(made, superlink, tell, seconds)
+
+
+def build_image(tell: Tell) -> None:
+    """Build the image from the Dockerfile of a source checkout.
+
+    Raises:
+        EngineError: there is none beside this installation.
+    """
+    root = base_file().parent
+    if not (root / "Dockerfile").is_file():
+        raise EngineError(
+            f"there is no image {IMAGE!r}, and no Dockerfile beside this installation to build it "
+            "from; in a checkout of the source: docker build -t fedsim ."
+        )
+    tell(f"building the image {IMAGE} (some minutes)")
+    os.environ["DOCKER_BUILDKIT"] = "1"
+    engine("build", "--tag", IMAGE, str(root))
+
+
+def register(made: Deployment, superlink: SuperLink, tell: Tell) -> None:
+    """Let every node in whose key the SuperLink does not know yet."""
+    known = {node.public_key for node in superlink.nodes()}
+    for node in made.active:
+        public = made.folder_of(node) / "key.pub"
+        if key_bytes(public) not in known:
+            superlink.register(public, node.name)
+            tell(f"{node.name}: key registered")
+
+
+def wait_for_nodes(
+    made: Deployment, superlink: SuperLink, tell: Tell, seconds: float
+) -> list[Node]:
+    """Return the nodes once all that belong here are online."""
+    deadline, told = time.monotonic() + seconds, -1
+    wanted = len(made.active)
+    while True:
+        online = [node for node in superlink.nodes() if node.status == ONLINE]
+        if len(online) != told:
+            told = len(online)
+            tell(f"{told} of {wanted} nodes online")
+        if len(online) >= wanted:
+            return online
+        if time.monotonic() > deadline:
+            missing = {node.name for node in made.active} - {node.name for node in online}
+            raise EngineError(
+                f"{len(missing)} of {wanted} nodes did not come online in {seconds:g} s: "
+                f"{', '.join(sorted(missing))}; what they say: fedsim deploy logs "
+                f"{min(missing)} --dir {made.directory}"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def down(made: Deployment, *, volumes: bool) -> None:
+    """Remove a deployment's containers and networks, and its volumes only where that is asked."""
+    write_files(made)
+    Compose(made)("down", "--remove-orphans", *(["--volumes"] if volumes else []))
+
+
+def rotate(made: Deployment, name: str, tell: Tell) -> None:
+    """Give a node a new key, and shut the old one out."""
+    node = made.node(name)
+    with connect(made) as superlink:
+        shut_out(made, superlink, name)
+        folder.make_node(made, node)
+        superlink.register(made.folder_of(node) / "key.pub", name)
+    write_files(made)
+    Compose(made)("up", "--detach", "--no-build", "--force-recreate", "--no-deps", name)
+    tell(f"{name}: has a new key; the old one is worth nothing")
+
+
+def revoke(made: Deployment, name: str, tell: Tell) -> Deployment:
+    """Shut a node out for good, and stop its container."""
+    made.node(name)
+    with connect(made) as superlink:
+        shut_out(made, superlink, name)
+    Compose(made)("rm", "--force", "--stop", name)
+    left = dataclasses.replace(made, revoked=(*made.revoked, name))
+    folder.save(left)
+    shutil.rmtree(left.folder_of(next(n for n in made.nodes if n.name == name)))
+    write_files(left)
+    tell(f"{name}: is shut out, and its key removed")
+    return left
+
+
+def shut_out(made: Deployment, superlink: SuperLink, name: str) -> None:
+    """Unregister a node by the key in its folder."""
+    public = key_bytes(made.folder_of(made.node(name)) / "key.pub")
+    for node in superlink.nodes():
+        if node.public_key == public:
+            superlink.unregister(node.id)
+
+
+def fitted(experiment: Experiment, made: Deployment, tell: Tell) -> Experiment:
+    """Return an experiment with as many clients as there are nodes, and data where it lies.
+
+    Raises:
+        ConfigError: its data is not at the nodes, or it is of another number of clients.
+    """
+    data, server, nodes = experiment.data, experiment.server, len(made.nodes)
+    if data.dataset == "split":
+        if not made.server_data:
+            raise ConfigError(
+                [
+                    f"data.path = {data.path!r}: no node was given a part of it; make a deployment "
+                    f"that does: fedsim deploy init DIR --nodes {data.clients} --data {data.path}"
+                ]
+            )
+        if data.clients != nodes:
+            raise ConfigError([f"data.clients = {data.clients}: there are {nodes} nodes"])
+        data = dataclasses.replace(data, path=DATA)
+    elif data.dataset not in INSTALLED:
+        raise ConfigError(
+            [
+                f"data.dataset = {data.dataset!r}: no node has it; give each its part: fedsim data "
+                "split CONFIG --out DATA, then fedsim deploy init DIR --data DATA"
+            ]
+        )
+    cohort = min(server.clients_per_round, nodes)
+    if (data.clients, server.clients_per_round) != (nodes, cohort):
+        tell(
+            f"{nodes} nodes: data.clients = {nodes} (was {data.clients}), "
+            f"server.clients_per_round = {cohort} (was {server.clients_per_round})"
+        )
+        data = dataclasses.replace(data, clients=nodes)
+        server = dataclasses.replace(server, clients_per_round=cohort)
+    return dataclasses.replace(experiment, data=data, server=server)
+
+
+def placed(experiment: Experiment) -> Experiment:
+    """Return an experiment with a new run directory, on the server's volume."""
+    name = f"{experiment.experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    run = dataclasses.replace(experiment.run, out=f"{RUNS}/{name}", data_dir="")
+    return dataclasses.replace(experiment, run=run)
+
+
+def submit(superlink: SuperLink, experiment: Experiment, apps: Path) -> int:
+    """Start a run and return Flower's id of it."""
+    return superlink.start(make_bundle(experiment, apps))
+
+
+def follow(superlink: SuperLink, run: int) -> Iterator[str]:
+    """Yield what a run's server logs, line by line, until the run has ended.
+
+    A SuperLink that is started again meanwhile is waited for.
+    """
+    after, rest = 0.0, ""
+    while True:
+        try:
+            for timestamp, text in superlink.logs(run, after):
+                after = timestamp
+                *lines, rest = (rest + COLOURS.sub("", text)).split("\n")
+                yield from lines
+        except EngineError:
+            if not superlink.healthy():
+                superlink.wait_until_healthy(60)
+        if superlink.standing(run).over:
+            if rest:
+                yield rest
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def fetch(made: Deployment, experiment: Experiment, to: Path) -> None:
+    """Copy a run's directory here from the server's volume.
+
+    Args:
+        made: the deployment.
+        experiment: as it was submitted.
+        to: a directory that is not there yet; it appears whole.
+
+    Raises:
+        EngineError: the server holds no such directory.
+    """
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as parts:
+        part = Path(parts) / to.name
+        Compose(made).copy("superexec", experiment.run.out, part)
+        os.replace(part, to)
+
+
+def outcome(standing: Standing, directory: Path) -> None:
+    """Return if a run ended well.
+
+    Raises:
+        RunFailed: it did not, with why.
+    """
+    manifest = directory / "manifest.json"
+    if manifest.is_file():
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        if content["status"] == "completed":
+            return
+        raise RunFailed(f"the run has {content['status']}: {content['error'] or standing}")
+    raise RunFailed(f"the run left no ledger: {standing}")
