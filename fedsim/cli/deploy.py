@@ -138,8 +138,7 @@ def submit(
             say(f"run {run} goes on without you; end it with: fedsim deploy stop {run}")
             raise
         standing = superlink.standing(run)
-    operate.fetch(made, experiment, target)
-    operate.outcome(standing, target)
+    operate.collect(made, experiment, standing, target)
     show(target, output)
     if show_report:
         open_report(target)

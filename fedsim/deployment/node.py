@@ -216,7 +216,7 @@ def run_supernode(options: list[str], port: int) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.kill(child, signal.SIGTERM)
 
-    start_client_internal.time = Patience(work, done)  # type: ignore[assignment]
+    start_client_internal.time = Patience(work, done)  # type: ignore[assignment,attr-defined]
     add_exit_handler(end_child)
     signal.signal(signal.SIGCHLD, child_ended)
     isolated = ["--isolation", "process", "--port", str(port)]

@@ -20,6 +20,7 @@ from fedsim.deployment.compose import DATA, Compose, base_file, engine, has_imag
 from fedsim.deployment.folder import Deployment
 from fedsim.deployment.superlink import Node, Standing, SuperLink, key_bytes
 from fedsim.errors import ConfigError, EngineError, RunFailed
+from fedsim.ledger.files import MANIFEST
 
 IMAGE = os.environ.get("FEDSIM_IMAGE", "fedsim")
 SERVICES = ("superlink", "superexec")
@@ -242,16 +243,26 @@ def fetch(made: Deployment, experiment: Experiment, to: Path) -> None:
         os.replace(part, to)
 
 
-def outcome(standing: Standing, directory: Path) -> None:
-    """Return if a run ended well.
+def collect(made: Deployment, experiment: Experiment, standing: Standing, to: Path) -> None:
+    """Fetch a run's directory, and return if the run ended well.
+
+    Args:
+        made: the deployment.
+        experiment: as it was submitted.
+        standing: where the run stood at its end.
+        to: a directory that is not there yet.
 
     Raises:
-        RunFailed: it did not, with why.
+        RunFailed: it did not, with why; what there is of its ledger was fetched.
     """
-    manifest = directory / "manifest.json"
-    if manifest.is_file():
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-        if content["status"] == "completed":
-            return
-        raise RunFailed(f"the run has {content['status']}: {content['error'] or standing}")
-    raise RunFailed(f"the run left no ledger: {standing}")
+    try:
+        fetch(made, experiment, to)
+    except EngineError as error:
+        if standing.completed:
+            raise
+        raise RunFailed(f"the run failed before its first round: {standing}") from error
+    manifest = json.loads((to / MANIFEST).read_text(encoding="utf-8"))
+    if manifest["status"] != "completed":
+        raise RunFailed(
+            f"the run is {manifest['status']}: {manifest['error'] or standing}; its ledger: {to}"
+        )
