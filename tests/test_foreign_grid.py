@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from fedsim.federation import exchange, sampling
 from fedsim.federation.sampling import locate_clients
 from fedsim.ledger.read import Run, load
 from fedsim.simulation import SERVER_APP, app_directory
+from fedsim.training import steps_of
 
 Make = Callable[..., Experiment]
 RunInline = Callable[..., Run]
@@ -259,10 +261,13 @@ def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
+UNEVEN = {"partition": "dirichlet"}
+
+
 @pytest.fixture
 def folders(make_experiment: Make, tmp_path: Path) -> Path:
     """Return the folder of a split of the small experiment's data."""
-    small = make_experiment()
+    small = make_experiment(data=UNEVEN)
     data, dealt = parts.dataset(small), parts.partition(small)
     write_split(data, dealt, tmp_path / "parts", experiment="", advance=lambda *_: None)
     return tmp_path / "parts"
@@ -287,7 +292,7 @@ def at_nodes(folders: Path) -> dict[int, object]:
 @pytest.mark.parametrize(
     "tables",
     [
-        {"measure": {"level": "full"}},
+        {"measure": {"level": "full"}, "train": {"block_clients": 2}},
         {"server": {"strategy": "scaffold"}, "train": {"batch_size": 7}},
         {"update": {"codec": "topk"}},
     ],
@@ -302,7 +307,7 @@ def test_data_at_the_nodes_gives_the_bits_of_the_simulation(
     client_app: ClientApp,
     tmp_path: Path,
 ) -> None:
-    own = run_inline(make_experiment(**tables))
+    own = run_inline(make_experiment(**tables, data=UNEVEN))
     experiment = deployed(**tables, run={"out": str(tmp_path / "deployed")})
     run = serve(
         experiment, ForeignGrid(client_app, NODES, experiment.flat(), data=at_nodes(folders))
@@ -312,6 +317,26 @@ def test_data_at_the_nodes_gives_the_bits_of_the_simulation(
     full = ("loss_after", "top_1_percent_energy") if "measure" in tables else ()
     for figure in ("examples", "loss_first_step", "update_norm", *full):
         assert run.clients[figure].tolist() == own.clients[figure].tolist()
+
+
+def test_blocks_are_cut_by_what_the_nodes_hold(
+    make_experiment: Make, deployed: Make, folders: Path, client_app: ClientApp
+) -> None:
+    """The server has no examples to count, and a sum depends on its blocks."""
+    experiment = deployed(experiment={"rounds": 1}, server={"clients_per_round": 8})
+    load_server_app(SERVER_APP, str(app_directory()))  # so that it is there to be looked at
+    with pytest.MonkeyPatch.context() as patch:
+        held: list[list[int]] = []
+
+        def look(sizes: Any, **recipe: Any) -> Any:
+            held.append(sizes.tolist())
+            return steps_of(sizes, **recipe)
+
+        patch.setattr(sys.modules["server.app"], "steps_of", look)
+        serve(experiment, ForeignGrid(client_app, NODES, experiment.flat(), data=at_nodes(folders)))
+    (sizes,) = held
+    assert sizes == parts.partition(make_experiment(data=UNEVEN)).sizes.tolist()
+    assert len(set(sizes)) > 1
 
 
 def broken(folders: Path, client: int) -> None:
@@ -325,7 +350,7 @@ def test_a_client_without_usable_data_is_left_out_and_never_asked(
 ) -> None:
     first, *others = sampling.choose_clients(0, 1, clients=8, cohort=4)
     broken(folders, first)
-    experiment = deployed(experiment={"rounds": 1})
+    experiment = deployed(experiment={"rounds": 1}, server={"round_timeout_seconds": 9.0})
     grid = ForeignGrid(client_app, NODES, experiment.flat(), data=at_nodes(folders))
     run = serve(experiment, grid)
     assert run.clients.client.tolist() == [first, *others]
