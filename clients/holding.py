@@ -71,7 +71,8 @@ def usable_examples(records: Mapping[str, Mapping[str, Any]], context: Context) 
         DataError: there are none, or not of the server's form.
     """
     experiment = experiment_at(context)
-    examples = len(parts.indices(experiment, int(context.node_config["partition-id"])))
+    (held,) = parts.indices(experiment, [int(context.node_config["partition-id"])])
+    examples = len(held)
     if not examples:
         raise DataError(f"{experiment.data.path}: holds no examples")
     if flower.PARTITION in records:

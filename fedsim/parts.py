@@ -7,6 +7,7 @@ dataset once, however many clients and runs it serves.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -83,12 +84,13 @@ def clients(experiment: Experiment) -> int:
     return experiment.data.clients or len(partition(experiment))
 
 
-def indices(experiment: Experiment, client: int) -> npt.NDArray[np.int64]:
-    """Return which training examples are a client's: all, where no other's are at hand."""
+def indices(experiment: Experiment, clients: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+    """Return which training examples are each client's: all, where no other's are at hand."""
     examples = dataset(experiment)
     if examples.part == "client":
-        return np.arange(len(examples.y_train))
-    return partition(experiment).indices(client)
+        return [np.arange(len(examples.y_train)) for _ in clients]
+    dealt = partition(experiment)
+    return [dealt.indices(client) for client in clients]
 
 
 def form(experiment: Experiment) -> Form:

@@ -98,13 +98,12 @@ def split(
     """Give each client of a deployed federation a folder with its own examples.
 
     Writes client-000, client-001, ..., the test part as server, and experiment.toml, the same
-    experiment over these folders. A node reads its folder, as data="/its/folder" in its
-    configuration, and no other.
+    experiment over these folders, which fedsim run simulates. A node reads its folder, as
+    data="/its/folder" in its configuration, and no other.
 
     Examples:
 
         fedsim data split configs/containers.toml --out parts
-        fedsim run parts/experiment.toml
         fedsim data split configs/containers.toml --out parts -s data.clients=5
         fedsim data split configs/containers.toml --out shared --server-only
     """

@@ -133,7 +133,7 @@ def read_examples(folder: Path, card: Card) -> tuple[Features, Ints]:
         "x": (card.form.dtype, (card.examples, *card.form.input_shape)),
         "y": ("int64", (card.examples,)),
     }
-    found = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
+    found = {name: (str(a.dtype), a.shape) for name, a in sorted(arrays.items())}
     if found != expected:
         raise DataError(f"{path}: holds {found}, and {CARD} says {expected}; {remedy}")
     labels = check_classes(arrays["y"], len(card.form.class_names), str(path))
