@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients.control import control_of, correction, update_control
+from clients.holding import experiment_at, inventory
 from clients.sending import encode_update
 from clients.visit import figures_of, train_clients
 from fedsim import codecs, flower, parts
@@ -23,9 +24,8 @@ app = ClientApp()
 
 @app.query(flower.PARTITION)
 def partition(message: Message, context: Context) -> Message:
-    """Say which partition this node holds."""
-    held = ConfigRecord({"partition-id": context.node_config["partition-id"]})
-    return Message(RecordDict({flower.PARTITION: held}), reply_to=message)
+    """Say which partition this node holds, and whether there is something to train on."""
+    return Message(RecordDict({flower.PARTITION: inventory(message, context)}), reply_to=message)
 
 
 @app.train()
@@ -33,7 +33,7 @@ def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's examples and return it with its bill."""
     stay = container.enter()  # before all else, as what came until here was start-up
     torch.set_num_threads(1)  # more would fight for the cores, and change the bits
-    experiment = flower.experiment_of(context.run_config)
+    experiment = experiment_at(context)
     client, seed = int(context.node_config["partition-id"]), experiment.experiment.seed
     bill = Bill()
     with bill.clock("serialization"):

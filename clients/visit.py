@@ -83,8 +83,8 @@ def train_clients(
     """
     seed, light = experiment.experiment.seed, asked.level != "off"
     with bill.clock("data"):
-        partition, trainer = parts.partition(experiment), parts.trainer(experiment)
-        held = [partition.indices(client) for client in clients]
+        trainer = parts.trainer(experiment)
+        held = parts.indices(experiment, clients)
         rngs = streams(seed, "batches", round=asked.round, clients=clients)
     with bill.clock("evaluation"):
         initial = initial_losses(experiment, asked, held)
@@ -189,8 +189,8 @@ def figures_of(visit: Visit, bill: Bill) -> tuple[Columns, dict[int, Layers]]:
 def full_columns(visit: Visit) -> Columns:
     """Return what level ``full`` adds, but for what a codec makes of it."""
     rows = []
-    for place, (before, after) in enumerate(visit.health):
-        indices = parts.partition(visit.experiment).indices(visit.clients[place])
+    held = parts.indices(visit.experiment, visit.clients)
+    for place, ((before, after), indices) in enumerate(zip(visit.health, held, strict=True)):
         model, (x, _) = parts.scratch_model(visit.experiment), data_of(visit.experiment, indices)
         compression = compression_figures(model, x, visit.asked.arrays, visit.model(place))
         rows.append(health_figures(before, after) | compression)

@@ -45,8 +45,10 @@ class ExperimentTable:
 class DataTable:
     """Which examples there are, and which client holds which."""
 
-    dataset: str = setting("digits", "digits, mnist, fashion_mnist, cifar10, or file")
-    path: str = setting("", "dataset = file: the .npz, .csv or .parquet file")
+    dataset: str = setting("digits", "digits, mnist, fashion_mnist, cifar10, file, or split")
+    path: str = setting(
+        "", "dataset = file: the .npz, .csv or .parquet file; dataset = split: its folder"
+    )
     test_path: str = setting("", "dataset = file: a file of the same columns to test on")
     label: str = setting("", "dataset = file: the label column, or the array of labels")
     client: str = setting("", "dataset = file: the column or array of client ids")

@@ -43,18 +43,25 @@ def data_conflicts(e: Experiment) -> Iterator[Conflict]:
             ("server.clients_per_round", "data.clients"),
             f"server.clients_per_round = {cohort}: more than data.clients = {d.clients}",
         )
-    if d.dataset == "file" and not d.path:
+    if d.dataset in ("file", "split") and not d.path:
+        what = "file" if d.dataset == "file" else "folder"
         yield (
             ("data.path", "data.dataset"),
-            'data.path = "": data.dataset = "file" needs the path of the file',
+            f'data.path = "": data.dataset = "{d.dataset}" needs the path of the {what}',
         )
     if d.dataset != "file":
         for key in ("path", "test_path", "label", "client"):
-            if value := getattr(d, key):
+            if (value := getattr(d, key)) and (key, d.dataset) != ("path", "split"):
                 yield (
                     (f"data.{key}", "data.dataset"),
                     f'data.{key} = {value!r}: only with data.dataset = "file", not {d.dataset!r}',
                 )
+    if d.dataset == "split" and d.partition != "natural":
+        yield (
+            ("data.partition", "data.dataset"),
+            f'data.partition = {d.partition!r}: the examples of data.dataset = "split" are dealt '
+            'already; use "natural"',
+        )
     if d.partition == "natural" and d.dataset == "file" and not d.client:
         yield (
             ("data.client", "data.partition", "data.dataset"),

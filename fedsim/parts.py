@@ -7,13 +7,17 @@ dataset once, however many clients and runs it serves.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 from torch.nn import Module
 
 from fedsim import data, models
 from fedsim.config import DataTable, Experiment, ModelTable, RunTable, TrainTable
-from fedsim.data import Dataset, Partition
+from fedsim.data import Dataset, Form, Partition
+from fedsim.errors import DataError
 from fedsim.randomness import stream
 from fedsim.training import CohortTrainer, Plan, Recipe, make_trainer, plan_for
 
@@ -47,6 +51,11 @@ def partition(experiment: Experiment) -> Partition:
 @lru_cache(maxsize=2)
 def _partition(table: DataTable, directory: str, seed: int) -> Partition:
     examples = _dataset(table, directory)
+    if examples.part != "whole":
+        raise DataError(
+            f"data.path = {table.path!r}: holds the {examples.part}'s examples alone; a simulation "
+            "needs the folder of the whole split"
+        )
     return data.make_partition(
         table.partition,
         examples.y_train,
@@ -59,6 +68,34 @@ def _partition(table: DataTable, directory: str, seed: int) -> Partition:
         min_examples=table.min_examples,
         natural=examples.clients,
     )
+
+
+def clients(experiment: Experiment) -> int:
+    """Return how many clients the federation has.
+
+    Raises:
+        DataError: the data at the server has no test part, or nothing says how many there are.
+    """
+    if dataset(experiment).part == "client":
+        raise DataError(
+            f"data.path = {experiment.data.path!r}: holds a client's examples; the server needs "
+            "the folder with the test part"
+        )
+    return experiment.data.clients or len(partition(experiment))
+
+
+def indices(experiment: Experiment, clients: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+    """Return which training examples are each client's: all, where no other's are at hand."""
+    examples = dataset(experiment)
+    if examples.part == "client":
+        return [np.arange(len(examples.y_train)) for _ in clients]
+    dealt = partition(experiment)
+    return [dealt.indices(client) for client in clients]
+
+
+def form(experiment: Experiment) -> Form:
+    """Return the form of the examples, which server and clients have to share."""
+    return Form.of(dataset(experiment))
 
 
 def initial_model(experiment: Experiment) -> Module:

@@ -51,20 +51,17 @@ def main(grid: Grid, context: Context) -> None:
     experiment = config.from_flat(context.run_config, vocabulary=vocabulary())
     experiment = dataclasses.replace(experiment, train=parts.settled(experiment.train))
     settings, server, train = experiment.experiment, experiment.server, experiment.train
-    examples, clients = parts.dataset(experiment), len(parts.partition(experiment))
+    examples, clients = parts.dataset(experiment), parts.clients(experiment)
     test_x, test_y = (torch.from_numpy(part) for part in examples.test())
     model = parts.initial_model(experiment)
     arrays = read_arrays(model)
     aggregator = make_aggregator(experiment, arrays, clients=clients)
-    node_of = locate_clients(grid, clients, timeout_seconds=server.round_timeout_seconds)
-
+    timeout_seconds = server.round_timeout_seconds
+    at = locate_clients(grid, clients, form=parts.form(experiment), timeout_seconds=timeout_seconds)
     plan = parts.plan(experiment)
-    blocks = partial(
-        cut_cohort,
-        train,
-        plan,
-        parts.partition(experiment).sizes,
-    )
+    # Clients that had to be asked where they are also said what they hold, which may be only there.
+    sizes = parts.partition(experiment).sizes if at.sizes is None else at.sizes
+    blocks = partial(cut_cohort, train, plan, sizes)
 
     with (
         open_run(experiment, about={"blocks": dataclasses.asdict(plan)}) as ledger,
@@ -76,7 +73,7 @@ def main(grid: Grid, context: Context) -> None:
             done, arrays = checkpoint.round, checkpoint.arrays
             last = done if any(map(reached, ledger.rounds())) else last
             aggregator.restore(checkpoint.state)
-            restore_states(grid, checkpoint.client_states, node_of)
+            restore_states(grid, checkpoint.client_states, at.node_of)
         rounds = federated_rounds(
             grid,
             aggregator,
@@ -87,7 +84,8 @@ def main(grid: Grid, context: Context) -> None:
                 choose_clients, settings.seed, clients=clients, cohort=server.clients_per_round
             ),
             cut=blocks,
-            node_of=node_of,
+            node_of=at.node_of,
+            left_out=at.left_out,
             learning_rate=lambda r: learning_rate(
                 train.schedule,
                 first=train.learning_rate,
@@ -107,7 +105,7 @@ def main(grid: Grid, context: Context) -> None:
                 threads=len(allowed_cores()) or 1,
             ),
             evaluate_every=server.evaluate_every,
-            timeout_seconds=server.round_timeout_seconds,
+            timeout_seconds=timeout_seconds,
             price=modelled_price(experiment.measure.device),
             energy=package_energy if experiment.measure.energy == "rapl" else not_measured,
         )
@@ -119,7 +117,7 @@ def main(grid: Grid, context: Context) -> None:
                     layers=outcome.layers,
                     arrays=outcome.arrays,
                     state=aggregator.state(),
-                    client_states=changed_states(grid, outcome.clients, node_of),
+                    client_states=changed_states(grid, outcome.clients, at.node_of),
                 )
                 own_threads = train.compiler == "xla"
                 blanks = why_blank(outcome.clients, outcome.energy, own_threads=own_threads)

@@ -321,6 +321,12 @@ CONFLICTS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"data.path": "a.csv"},
     ),
     (
+        {"data.dataset": "split", "data.partition": "iid", "data.path": "parts"},
+        "data.partition = 'iid': the examples of data.dataset = \"split\" are dealt already; use "
+        '"natural"',
+        {"data.partition": "natural"},
+    ),
+    (
         {"data.label": "y"},
         "data.label = 'y': only with data.dataset = \"file\", not 'digits'",
         {"data.dataset": "file", "data.path": "a.csv"},

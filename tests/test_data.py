@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.data import DATASETS, Dataset, data_directory, load_dataset, make_partition
+from fedsim.data import DATASETS, Dataset, Partition, data_directory, load_dataset, make_partition
+from fedsim.data.folders import write_split
 from fedsim.data.split import hold_out
 from fedsim.errors import DataError
 from fedsim.randomness import stream
@@ -77,6 +78,14 @@ def write_file(directory: Path) -> dict[str, Any]:
     return {"path": str(path)}
 
 
+def write_parts(directory: Path) -> dict[str, Any]:
+    data = load_dataset("file", **write_file(directory))
+    dealt = Partition.of(np.arange(len(data.y_train)) % 3, 3)
+    if not (directory / "parts").exists():
+        write_split(data, dealt, directory / "parts", experiment="", advance=lambda *_: None)
+    return {"path": str(directory / "parts")}
+
+
 # One row for each dataset: what writes a small one, and the shapes that are read from it.
 ROWS: dict[str, tuple[Callable[[Path], dict[str, Any]], tuple[int, ...], tuple[int, int], int]] = {
     "digits": (lambda directory: {}, (1, 8, 8), (1438, 359), 10),
@@ -84,6 +93,7 @@ ROWS: dict[str, tuple[Callable[[Path], dict[str, Any]], tuple[int, ...], tuple[i
     "fashion_mnist": (write_fashion_mnist, (1, 6, 5), (20, 10), 10),
     "cifar10": (write_cifar10, (3, 32, 32), (25, 5), 10),
     "file": (write_file, (3,), (16, 4), 4),
+    "split": (write_parts, (3,), (16, 4), 4),
 }
 
 

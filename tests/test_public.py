@@ -142,6 +142,7 @@ def test_the_commands() -> None:
         "bench peers": [],
         "data": [],
         "data fetch": ["--data-dir", "--from"],
+        "data split": ["--data-dir", "--out", "--quiet", "--server-only", "--set"],
     }
 
 

@@ -2,6 +2,7 @@
 
 from fedsim.data.assignment import Partition
 from fedsim.data.dataset import Dataset
+from fedsim.data.form import Form
 from fedsim.data.partitions import PARTITIONS, make_partition
 from fedsim.data.registry import DATASETS, load_dataset
 from fedsim.data.source import data_directory
@@ -10,6 +11,7 @@ __all__ = [
     "DATASETS",
     "PARTITIONS",
     "Dataset",
+    "Form",
     "Partition",
     "data_directory",
     "load_dataset",

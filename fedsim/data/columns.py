@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim.data.dataset import Floats
-from fedsim.data.rows import Rows, as_float32, check_finite, standardized
+from fedsim.data.form import Raw
+from fedsim.data.rows import Rows, as_float32, check_finite, standardization, standardized
 from fedsim.data.source import Source
 from fedsim.errors import DataError
 
@@ -53,6 +54,36 @@ def table_features(train: Rows, test: Rows, source: Source) -> tuple[Floats, Flo
     return (
         np.concatenate([column for column, _ in columns], axis=1),
         np.concatenate([column for _, column in columns], axis=1),
+    )
+
+
+def raw_table(train: Rows, source: Source) -> Raw:
+    """Return what another table has to hold to become features like those of a training part.
+
+    Only columns of numbers without gaps can be brought along: what text becomes, and what gaps are
+    filled with, depends on rows that the other table's owner does not have.
+    """
+    problem = ""
+    shifts: list[float] = []
+    spreads: list[float] = []
+    if source.missing == "impute":
+        problem = 'data.missing = "impute" fills gaps from rows that only the whole table has'
+    for name in train.features.columns:
+        column = train.features[name]
+        if _kind(column, train.place) != "numbers":
+            problem = f"column {name!r} holds text or booleans; write it as numbers"
+        if problem:
+            return Raw(dtype="float32", scale=1.0, label=source.label, problem=problem)
+        if source.standardize:
+            shift, spread = standardization(_as_float64(column)[:, np.newaxis])
+            shifts, spreads = [*shifts, float(shift[0])], [*spreads, float(spread[0])]
+    return Raw(
+        dtype="float32",
+        scale=1.0,
+        label=source.label,
+        columns=tuple(train.features.columns),
+        shift=tuple(shifts),
+        spread=tuple(spreads),
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedsim.data.form import Raw
+
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Features = npt.NDArray[np.uint8] | Floats
@@ -31,6 +33,10 @@ class Dataset:
         clients: shape (n,), the natural client of each training example, from 0 without gaps;
             None where the data has no natural split.
         client_names: what each natural client is called, in order; empty without a split.
+        part: ``whole``, or what alone is here, in a deployed federation: the ``server``'s test
+            part, or one ``client``'s examples.
+        client: which client's, where its folder says so.
+        raw: what a client's own file would hold; None for the values as they are stored.
     """
 
     name: str
@@ -43,6 +49,9 @@ class Dataset:
     scale: float
     clients: Ints | None = None
     client_names: tuple[str, ...] = ()
+    part: str = "whole"
+    client: int | None = None
+    raw: Raw | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -68,11 +77,18 @@ class Dataset:
         return np.multiply(stored, np.float32(self.scale), dtype=np.float32)
 
 
+def raw_of(data: Dataset) -> Raw:
+    """Return what a client's own file would hold to become examples like these."""
+    return data.raw or Raw(dtype=str(data.x_test.dtype), scale=data.scale)
+
+
 def shifted(data: Dataset, offset: float) -> Dataset:
     """Return a dataset with a number added to every feature, which are float32 from then on."""
+    raw = raw_of(data)
     return replace(
         data,
         x_train=data._features(data.x_train) + np.float32(offset),
         x_test=data._features(data.x_test) + np.float32(offset),
         scale=1.0,
+        raw=replace(raw, offset=raw.offset + offset),
     )

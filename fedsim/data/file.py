@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.columns import table_features
+from fedsim.data.columns import raw_table, table_features
 from fedsim.data.dataset import Dataset, Features, Ints
+from fedsim.data.form import Raw
 from fedsim.data.labels import check_varied, encode, encode_as
-from fedsim.data.npz import array_features, read_npz
+from fedsim.data.npz import array_features, raw_arrays, read_npz
 from fedsim.data.rows import Rows
 from fedsim.data.source import Source
 from fedsim.data.split import hold_out
@@ -29,12 +30,13 @@ class Format:
 
     read: Callable[[Source], tuple[Rows, Rows | None]]
     features: Callable[[Rows, Rows, Source], tuple[Features, Features]]
+    raw: Callable[[Rows, Source], Raw]
 
 
 FORMATS: dict[str, Format] = {
-    ".npz": Format(read_npz, array_features),
-    ".csv": Format(read_csv, table_features),
-    ".parquet": Format(read_parquet, table_features),
+    ".npz": Format(read_npz, array_features, raw_arrays),
+    ".csv": Format(read_csv, table_features, raw_table),
+    ".parquet": Format(read_parquet, table_features, raw_table),
 }
 
 
@@ -76,6 +78,7 @@ def read_file(source: Source) -> Dataset:
         scale=1 / 255 if x_train.dtype == np.uint8 else 1.0,
         clients=clients,
         client_names=client_names,
+        raw=FORMATS[suffix].raw(train, source),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim.data.dataset import Features
-from fedsim.data.rows import Rows, as_float32, check_finite, standardized
+from fedsim.data.form import Raw
+from fedsim.data.rows import Rows, as_float32, check_finite, standardization, standardized
 from fedsim.data.source import Source, reading
 from fedsim.errors import DataError, nearest
 
@@ -37,7 +39,7 @@ def read_npz(source: Source) -> tuple[Rows, Rows | None]:
     path = Path(source.path).expanduser()
     test_names = ("x_test", f"{label}_test")
     named = ["x", label, source.client] if source.client else ["x", label]
-    arrays = _load(path, named, test_names)
+    arrays = load_arrays(path, named, test_names)
     train = _rows(arrays, "x", label, source.client, str(path))
     test = _rows(arrays, *test_names, "", str(path)) if "x_test" in arrays else None
     return train, test
@@ -73,7 +75,21 @@ def array_features(train: Rows, test: Rows, source: Source) -> tuple[Features, F
     return x_train, x_test
 
 
-def _load(path: Path, needed: Sequence[str], pair: Sequence[str]) -> Arrays:
+def raw_arrays(train: Rows, source: Source) -> Raw:
+    """Return what another archive has to hold to become features like those of a training part."""
+    pixels = train.features.dtype == np.uint8 and not source.standardize
+    raw = Raw(
+        dtype="uint8" if pixels else "float32",
+        scale=1 / 255 if pixels else 1.0,
+        label=source.label or "y",
+    )
+    if not source.standardize:
+        return raw
+    shift, spread = standardization(train.features)
+    return replace(raw, shift=tuple(shift.tolist()), spread=tuple(spread.tolist()))
+
+
+def load_arrays(path: Path, needed: Sequence[str], pair: Sequence[str] = ()) -> Arrays:
     """Load the needed arrays, and the pair if any of the two is there."""
     with reading(path), path.open("rb") as file:
         if not zipfile.is_zipfile(file):

@@ -8,6 +8,7 @@ from fedsim.data.cifar import read_cifar10
 from fedsim.data.dataset import Dataset, shifted
 from fedsim.data.digits import read_digits
 from fedsim.data.file import read_file
+from fedsim.data.held import read_split
 from fedsim.data.idx import read_fashion_mnist, read_mnist
 from fedsim.data.source import Source, data_directory
 from fedsim.data.split import without_test
@@ -21,6 +22,7 @@ DATASETS: dict[str, Reader] = {
     "fashion_mnist": read_fashion_mnist,
     "cifar10": read_cifar10,
     "file": read_file,
+    "split": read_split,
 }
 
 
@@ -43,7 +45,7 @@ def load_dataset(
     Args:
         name: a key of ``DATASETS``.
         directory: holds one folder for each dataset; empty for :func:`data_directory`'s choice.
-        path: for ``file``: an .npz, .csv or .parquet file.
+        path: for ``file``: an .npz, .csv or .parquet file; for ``split``: a folder of a split.
         test_path: for ``file``: a table of the same format and columns to test on.
         label: for ``file``: the label column; in an .npz the array of labels, ``y`` if empty.
         client: for ``file``: the column or array of client ids; empty for no natural split.
@@ -74,5 +76,10 @@ def load_dataset(
         )
     )
     if validation_fraction:
+        if data.part != "whole":
+            raise DataError(
+                f"data.validation_fraction = {validation_fraction}: {path} holds the {data.part}'s "
+                "examples alone; set it to 0 here, and hold out before fedsim data split"
+            )
         data = without_test(data, validation_fraction)
     return shifted(data, offset) if offset else data

@@ -61,15 +61,26 @@ def standardized(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Shift and scale each column to mean 0 and standard deviation 1 over the training part.
 
+    Args:
+        train: shape (n, columns), finite.
+        test: shape (m, columns), finite; shares the training part's shift and scale.
+    """
+    shift, scale = standardization(train)
+    return (train - shift) / scale, (test - shift) / scale
+
+
+def standardization(
+    train: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return what each column is shifted and divided by, both (columns,).
+
     A column that is constant in the training part is shifted alone.
 
     Args:
         train: shape (n, columns), finite.
-        test: shape (m, columns), finite; shares the training part's shift and scale.
     """
     mean, deviation = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     # A constant's mean is rounded, so its deviation need not be 0: compare the values themselves.
     constant = (train == train[0]).all(axis=0)
     shift = np.where(constant, train[0], mean)
-    scale = np.where(constant | (deviation == 0), 1.0, deviation)
-    return (train - shift) / scale, (test - shift) / scale
+    return shift, np.where(constant | (deviation == 0), 1.0, deviation)

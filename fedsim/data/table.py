@@ -80,15 +80,30 @@ def _load_csv(path: Path) -> pd.DataFrame:
     return table
 
 
-def _table(file: str, load: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
-    path = Path(file).expanduser()
+def load_table(path: Path) -> pd.DataFrame:
+    """Return the rows of a .csv or .parquet file as they are.
+
+    Raises:
+        DataError: it is missing, empty or corrupt.
+    """
+    import pandas as pd
+
+    return _parse(path, pd.read_parquet if path.suffix.lower() == ".parquet" else _load_csv)
+
+
+def _parse(path: Path, load: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
     try:
         with reading(path):
             if path.stat().st_size == 0:
                 raise DataError(f"{path}: is empty")
-            table = load(path)
+            return load(path)
     except ValueError as error:  # pandas' and pyarrow's parsers, and text that is not UTF-8
         raise DataError(f"{path}: is no readable {path.suffix} file: {error}") from error
+
+
+def _table(file: str, load: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+    path = Path(file).expanduser()
+    table = _parse(path, load)
     names = [str(name) for name in table.columns]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated or "" in names:

@@ -6,7 +6,7 @@ docs/decisions/0011-cohorts.md says who is asked how, and why blocks are part of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,9 +17,11 @@ from flwr.serverapp import Grid
 from fedsim.algorithms.sums import WeightedSum, block_sum, sum_of
 from fedsim.federation.billing import Price, bill_clients, bill_table
 from fedsim.federation.cohorts import CohortAnswer, Places
+from fedsim.federation.exchange import send_and_receive
 from fedsim.federation.replies import Judged, judge
 from fedsim.federation.transport import Transport
 from fedsim.flower import Instruction, encode_instruction
+from fedsim.records import ClientRow
 
 Arrays = Mapping[str, np.ndarray]
 Cut = Callable[[Sequence[int]], Sequence["Part"]]
@@ -64,30 +66,54 @@ def one_block(clients: Sequence[int]) -> list[Part]:
 
 @dataclass(frozen=True, kw_only=True)
 class Singles:
-    """Every client has a message of its own, and answers for itself."""
+    """Every client has a message of its own, and answers for itself.
+
+    Those in ``left_out`` have none, by client the reason why, and a row that says so.
+    """
 
     grid: Grid
     node_of: Callable[[int], int]
     transport: Transport
     timeout_seconds: float
     price: Price | None = None
+    left_out: Mapping[int, str] = field(default_factory=dict)
 
     def __call__(
         self, instruction: Instruction, received: Arrays, arrays: Arrays, clients: Sequence[int]
     ) -> Judged:
         """See :class:`Asker`."""
         content, group = encode_instruction(instruction), str(instruction.round)
-        nodes = [self.node_of(client) for client in clients]
-        messages = [Message(content, n, MessageType.TRAIN, group_id=group) for n in nodes]
-        asked = dict(zip(clients, messages, strict=True))
+        asked = {
+            client: Message(content, self.node_of(client), MessageType.TRAIN, group_id=group)
+            for client in clients
+            if client not in self.left_out
+        }
         judged = judge(
             instruction,
             asked=asked,
-            replies=self.grid.send_and_receive(messages, timeout=self.timeout_seconds),
+            replies=send_and_receive(
+                self.grid, list(asked.values()), timeout_seconds=self.timeout_seconds
+            ),
             timeout_seconds=self.timeout_seconds,
             read_update=partial(self.transport.up, like=arrays, received=received),
         )
-        return replace(judged, clients=bill_clients(judged, instruction, asked, self.price))
+        billed = bill_clients(judged, instruction, asked, self.price)
+        if absent := left_out_rows(instruction.round, clients, self.left_out):
+            billed = sorted([*billed, *absent], key=lambda row: row.client)
+        return replace(judged, clients=billed)
+
+
+def left_out_rows(
+    round: int, clients: Sequence[int], left_out: Mapping[int, str]
+) -> list[ClientRow]:
+    """Return the rows of the clients that are not asked."""
+    return [
+        ClientRow(
+            round=round, client=client, status="failed", error=f"left out: {left_out[client]}"
+        )
+        for client in clients
+        if client in left_out
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from fedsim.federation.asking import (
     Blocks,
     Cut,
     Singles,
+    left_out_rows,
     one_block,
     takes_cohorts,
     total_of,
@@ -64,6 +65,7 @@ def federated_rounds(
     choose: Callable[[int], list[int]],
     cut: Cut = one_block,
     node_of: Callable[[int], int],
+    left_out: Mapping[int, str] | None = None,
     learning_rate: Callable[[int], float],
     level: Callable[[int], str],
     transport: Transport,
@@ -80,6 +82,7 @@ def federated_rounds(
         choose: from round to partition ids, in increasing order.
         cut: from partition ids to the blocks in which they are summed, wherever that happens.
         node_of: from partition id to node id.
+        left_out: clients that are never asked, and why; they are chosen like all others.
         learning_rate: from round to the clients' learning rate.
         level: from round to how much is measured.
         transport: how the model comes down and updates go up.
@@ -91,6 +94,7 @@ def federated_rounds(
         RoundFailed: no client's update could be used, or they gave no finite model or test loss.
     """
     ask: Asker
+    absent = left_out or {}
     if takes_cohorts(grid) and not aggregator.clients_keep_state and not transport.codes:
         ask = Blocks(
             grid=grid,
@@ -103,6 +107,7 @@ def federated_rounds(
         ask = Singles(
             grid=grid,
             node_of=node_of,
+            left_out=absent,
             transport=transport,
             timeout_seconds=timeout_seconds,
             price=price,
@@ -111,7 +116,10 @@ def federated_rounds(
         started = time.perf_counter()
         with energy() as spent:
             clients = choose(round)
-            nodes = [node_of(client) for client in clients]
+            nodes = [node_of(client) for client in clients if client not in absent]
+            if not nodes:
+                rows = left_out_rows(round, clients, absent)
+                raise RoundFailed(f"round {round}: {why_nobody(rows)}", rows)
             plain = aggregator.instruct(round, arrays, learning_rate(round), nodes)
             instruction, received = transport.down(replace(plain, level=level(round)))
             judged = ask(instruction, received, arrays, clients)

@@ -1,0 +1,42 @@
+"""Messages out, replies in, on whatever grid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+# Between two looks for replies; Flower's own loop waits three seconds.
+FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS, GROWTH = 0.05, 0.5, 1.5
+
+
+def knows_its_nodes(grid: Grid) -> bool:
+    """Say whether a grid is fedsim's own, which also waits for replies without looking."""
+    return hasattr(grid, "node_of")
+
+
+def send_and_receive(
+    grid: Grid, messages: Iterable[Message], *, timeout_seconds: float
+) -> list[Message]:
+    """Send messages and return the replies that come in time, in any order.
+
+    A message that the grid does not take (it gives it no id) has no reply, and is not waited for.
+    """
+    if knows_its_nodes(grid):
+        return list(grid.send_and_receive(messages, timeout=timeout_seconds))
+    deadline = time.monotonic() + timeout_seconds
+    waiting = {message_id for message_id in grid.push_messages(messages) if message_id is not None}
+    replies: list[Message] = []
+    pause = FIRST_PAUSE_SECONDS
+    while waiting:
+        came = list(grid.pull_messages(waiting))
+        replies += came
+        waiting -= {reply.metadata.reply_to_message_id for reply in came}
+        left = deadline - time.monotonic()
+        if not waiting or left <= 0:
+            break
+        time.sleep(min(pause, left))
+        pause = min(pause * GROWTH, LAST_PAUSE_SECONDS)
+    return replies
