@@ -63,6 +63,7 @@ class Setting:
     name: str
     node: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
+    packed: bool = False
 
 
 STOCK = ("flower-supernode", "--node-config", "partition-id={k} num-partitions=2")
@@ -79,6 +80,7 @@ SETTINGS = (
             *(sys.executable, "-m", "fedsim.deployment.node"),
             *("--partition-id", "{k}", "--partitions", "2"),
         ),
+        packed=True,  # as fedsim deploy submit has it
     ),
 )
 
@@ -111,7 +113,13 @@ def measure(setting: Setting, directory: Path, rounds: int) -> dict[str, float]:
     """Return CPU and wall seconds a round, and CPU seconds a client's visit."""
     out = directory / "run"
     experiment = from_flat(
-        {**TRIVIAL, "experiment.rounds": WARM_ROUNDS + rounds, "run.out": str(out)}, vocabulary={}
+        {
+            **TRIVIAL,
+            "experiment.rounds": WARM_ROUNDS + rounds,
+            "run.out": str(out),
+            "update.packed": setting.packed,
+        },
+        vocabulary={},
     )
     with federation(setting, directory) as roots, SuperLink(ADDRESS, None) as superlink:
         superlink.wait_until_healthy(60)

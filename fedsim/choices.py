@@ -83,7 +83,7 @@ def pays_together(experiment: Experiment, compiler: str) -> bool:
     bits depend on its lane.
     """
     update, device = experiment.update, experiment.engine.device
-    coded = {update.codec, update.coder, update.downlink} != {"none"}
+    coded = update.codes
     if coded or experiment.server.strategy == "scaffold":
         return False
     if compiler == "torch" and device == "cpu":

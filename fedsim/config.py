@@ -169,6 +169,12 @@ class UpdateTable:
     topk_fraction: float = setting(0.1, "topk: share of the coordinates sent", above=0, high=1)
     error_feedback: bool = setting(True, "topk: what was not sent is added to the next update")
     downlink: str = setting("none", "how the model comes down", choices=("none", "float16", "int8"))
+    packed: bool = setting(False, "a model travels as one array: Flower asks for them one by one")
+
+    @property
+    def codes(self) -> bool:
+        """Whether models travel in any other way than as arrays."""
+        return self.packed or {self.codec, self.coder, self.downlink} != {"none"}
 
 
 @dataclass(frozen=True, kw_only=True)

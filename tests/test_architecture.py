@@ -16,7 +16,17 @@ FILES = sorted(
 LIBRARY = [path for path in FILES if path.is_relative_to(ROOT / "fedsim")]
 
 FOUNDATIONS = {
-    *("config", "conflicts", "errors", "units", "randomness", "records", "table", "values"),
+    *(
+        "config",
+        "conflicts",
+        "errors",
+        "units",
+        "randomness",
+        "records",
+        "table",
+        "telling",
+        "values",
+    ),
 }
 
 # What each part of fedsim may import of fedsim, besides itself.
@@ -46,12 +56,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "costs": {*FOUNDATIONS, "measure", "parts"},
     "calibration": {*FOUNDATIONS, "measure", "parts"},
     "overhead": {*FOUNDATIONS, "choices", "engine", "ledger", "measure", "simulation"},
+    # The same apps in containers: keys, nodes, and whoever operates them.
+    "deployment": {*FOUNDATIONS, "ledger", "measure"},
     "study": {*FOUNDATIONS, "ledger", "measure", "runs"},
     # What it shows of a study is computed there; both read directories and train nothing.
     "report": {"errors", "records", "units", "ledger", "measure", "study"},
     "cli": {
         *FOUNDATIONS,
-        *("data", "engine", "ledger", "measure", "report", "study"),
+        *("data", "deployment", "engine", "ledger", "measure", "report", "study"),
         *("calibration", "choices", "costs", "overhead", "parts", "runs", "simulation"),
         "vocabulary",
     },
@@ -64,14 +76,17 @@ MAY_IMPORT: dict[str, set[str]] = {
 COMMON = {"config", "flower", "parts", "measure", "randomness", "records", "training"}
 APPS = {
     "clients": {*COMMON, "algorithms", "codecs", "costs", "errors"},
-    "server": {*COMMON, "federation", "ledger", "runs", "vocabulary"},
+    "server": {*COMMON, "federation", "ledger", "runs", "telling", "vocabulary"},
 }
 
 # Who may import a library; nobody else does.
 HOMES = {
     "ray": {"engine"},
     "jax": {"training"},
-    "flwr": {"engine", "federation", "flower", "clients", "server"},
+    "flwr": {"deployment", "engine", "federation", "flower", "clients", "server"},
+    "yaml": {"deployment"},
+    "cryptography": {"deployment"},
+    "httpx": {"deployment"},
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli", "report"},

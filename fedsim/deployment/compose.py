@@ -153,7 +153,13 @@ def engine(*arguments: str) -> str:
     docker = shutil.which("docker")
     if docker is None:
         raise EngineError("no docker was found; install Docker Engine")
-    done = subprocess.run([docker, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [docker, *arguments],
+        env={**os.environ, "DOCKER_BUILDKIT": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise EngineError(f"docker {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout

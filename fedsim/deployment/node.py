@@ -29,8 +29,8 @@ from fedsim.deployment.claims import claim_partition
 # How long the SuperNode waits before it asks the SuperLink again: from FIRST on, each time
 # GROWTH as long, up to what Flower waits. A round on the server takes about a second.
 FIRST_POLL_SECONDS, POLL_GROWTH = 0.1, 1.3
-# The executor is woken; this is for what it was not told.
-EXECUTOR_POLL_SECONDS = 5.0
+# How often the executor looks whether the SuperNode is still there.
+PARENT_POLL_SECONDS = 5.0
 RUNTIME_PORT = 9094
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -55,10 +55,12 @@ class Bell:
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self.writer, b"!")
 
-    def wait(self, seconds: float) -> None:
-        """Return when it rang, or after so many seconds."""
-        if select.select([self.reader], [], [], seconds)[0]:
+    def wait(self, seconds: float) -> bool:
+        """Return True when it rang, False after so many seconds."""
+        rang = bool(select.select([self.reader], [], [], seconds)[0])
+        if rang:
             os.read(self.reader, 4096)
+        return rang
 
 
 class Patience:
@@ -113,16 +115,18 @@ def serve(supernode: int, work: Bell, done: Bell, address: str) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         while os.getppid() == supernode:
+            # Not before the bell: the SuperNode registers a task before it has the whole message,
+            # and a client that comes early waits a second before it asks for the rest again.
+            rang = work.wait(PARENT_POLL_SECONDS)
             executor.reconcile()
             types, bundles = executor.get_eligible_capacity(set(plugin.supported_task_types))
-            got = None
-            if types:
-                asked = AcquireTaskRequest(supported_task_types=types, agentapp_fab_hashes=bundles)
-                got = client.AcquireTask(asked)
-            if got is not None and got.HasField("task") and got.token:
+            if not rang or not types:
+                continue
+            got = client.AcquireTask(
+                AcquireTaskRequest(supported_task_types=types, agentapp_fab_hashes=bundles)
+            )
+            if got.HasField("task") and got.token:
                 plugin.launch_task(token=got.token, task=got.task)
-            else:
-                work.wait(EXECUTOR_POLL_SECONDS)
     finally:
         executor.close()
         client.close()

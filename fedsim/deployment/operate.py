@@ -22,7 +22,6 @@ from fedsim.deployment.superlink import Node, Standing, SuperLink, key_bytes
 from fedsim.errors import ConfigError, EngineError, RunFailed
 from fedsim.ledger.files import MANIFEST
 
-IMAGE = os.environ.get("FEDSIM_IMAGE", "fedsim")
 SERVICES = ("superlink", "superexec")
 RUNS = "/state/runs"  # in the SuperExec's container
 POLL_SECONDS = 1.0
@@ -53,7 +52,7 @@ def up(made: Deployment, tell: Tell, *, seconds: float, build: bool = False) -> 
     """
     compose = Compose(made)
     write_files(made)
-    if build or not has_image(IMAGE):
+    if build or not has_image(image()):
         build_image(tell)
     tell("starting the server")
     compose("up", "--detach", "--no-build", *SERVICES)
@@ -65,6 +64,11 @@ def up(made: Deployment, tell: Tell, *, seconds: float, build: bool = False) -> 
         return wait_for_nodes(made, superlink, tell, seconds)
 
 
+def image() -> str:
+    """Return the name of the image: $FEDSIM_IMAGE, or ``fedsim``."""
+    return os.environ.get("FEDSIM_IMAGE") or "fedsim"
+
+
 def build_image(tell: Tell) -> None:
     """Build the image from the Dockerfile of a source checkout.
 
@@ -74,12 +78,11 @@ def build_image(tell: Tell) -> None:
     root = base_file().parent
     if not (root / "Dockerfile").is_file():
         raise EngineError(
-            f"there is no image {IMAGE!r}, and no Dockerfile beside this installation to build it "
+            f"there is no image {image()!r}, and no Dockerfile beside this installation to build it "
             "from; in a checkout of the source: docker build -t fedsim ."
         )
-    tell(f"building the image {IMAGE} (some minutes)")
-    os.environ["DOCKER_BUILDKIT"] = "1"
-    engine("build", "--tag", IMAGE, str(root))
+    tell(f"building the image {image()} (some minutes)")
+    engine("build", "--tag", image(), str(root))
 
 
 def register(made: Deployment, superlink: SuperLink, tell: Tell) -> None:
@@ -192,10 +195,15 @@ def fitted(experiment: Experiment, made: Deployment, tell: Tell) -> Experiment:
 
 
 def placed(experiment: Experiment) -> Experiment:
-    """Return an experiment with a new run directory, on the server's volume."""
+    """Return an experiment with a new run directory, on the server's volume.
+
+    Models travel packed: a SuperLink keeps and hands out every array by itself, and is busy with
+    that for most of a round.
+    """
     name = f"{experiment.experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
     run = dataclasses.replace(experiment.run, out=f"{RUNS}/{name}", data_dir="")
-    return dataclasses.replace(experiment, run=run)
+    update = dataclasses.replace(experiment.update, packed=True)
+    return dataclasses.replace(experiment, run=run, update=update)
 
 
 def submit(superlink: SuperLink, experiment: Experiment, apps: Path) -> int:

@@ -32,7 +32,7 @@ class Transport:
     @property
     def codes(self) -> bool:
         """Whether models travel in any other way than as arrays."""
-        return {self.update.codec, self.update.coder, self.update.downlink} != {"none"}
+        return self.update.codes
 
     def down(self, instruction: Instruction) -> tuple[Instruction, Arrays]:
         """Return the instruction as it is sent, and the model as clients receive it.
@@ -40,7 +40,7 @@ class Transport:
         Raises:
             CodecError: the model cannot be coded: it is too large for float16.
         """
-        if self.update.downlink == "none" and self.update.coder == "none":
+        if self.update.downlink == self.update.coder == "none" and not self.update.packed:
             return instruction, instruction.arrays
         payload = codecs.encode(
             instruction.arrays,
@@ -66,7 +66,7 @@ class Transport:
         Raises:
             Rejected: the reply holds no acceptable update.
         """
-        if self.update.codec == "none" and self.update.coder == "none":
+        if self.update.codec == self.update.coder == "none" and not self.update.packed:
             model = read_arrays(content, ARRAYS, like)
         else:
             decoded = read_payload(content, like)
