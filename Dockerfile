@@ -36,7 +36,7 @@ RUN /venv/bin/pip install --no-deps --find-links /wheels . \
  && cd /venv/lib/python3*/site-packages \
  && find torch/bin -type f ! -name torch_shm_manager -delete \
  && rm -rf torch/test torch/include torch/share pyarrow/include pyarrow/tests \
- && rm -f pyarrow/libarrow_flight.* pyarrow/libarrow_s3.* pyarrow/libarrow_substrait.* \
+ && rm -f pyarrow/libarrow_flight.* pyarrow/libarrow_s3.* \
  && find numpy pandas scipy sklearn sympy -type d -name tests -prune -exec rm -rf {} +
 
 FROM ${BASE}

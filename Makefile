@@ -18,7 +18,7 @@ test: $(READY)  ## run every test, those with Ray, Flower's runtime, Chromium an
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)  ## run the unit tests alone
-	$(BIN)/python -m pytest -m "not slow and not ray and not flower and not install and not browser"
+	$(BIN)/python -m pytest -m "not slow and not ray and not flower and not install and not browser and not containers"
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

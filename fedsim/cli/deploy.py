@@ -12,11 +12,14 @@ import typer
 
 from fedsim.cli.options import Format, OutputFormat, Quiet, Settings
 from fedsim.cli.progress import LOGGER, progress, say, teller
+from fedsim.errors import ConfigError, RunFailed
 from fedsim.telling import read_round
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from fedsim.config import Experiment
+    from fedsim.deployment.superlink import Standing, SuperLink
 
 DEFAULT = Path("deployment")
 WORTH_TELLING = ("WARNING", "ERROR", "waiting for", "left out")
@@ -35,6 +38,10 @@ def init(
     data: Annotated[
         Path | None,
         typer.Option(help="Each node's own examples: what fedsim data split wrote."),
+    ] = None,
+    own: Annotated[
+        list[Path] | None,
+        typer.Option(help="A node's own file or folder, once for each node; --data for the test."),
     ] = None,
     device: Annotated[
         list[str] | None,
@@ -55,13 +62,20 @@ def init(
 
         fedsim deploy init --nodes 3
         fedsim deploy init hospitals --nodes 5 --data split --host fl.example.org
+        fedsim deploy init two --nodes 2 --data card --own north/ --own south/patients.csv
         fedsim deploy init slow --nodes 4 --device phone --device laptop
     """
     from fedsim.deployment import folder
     from fedsim.deployment.compose import write_files
 
     made = folder.create(
-        directory, nodes=nodes, data=data, devices=device or [], port=port, hosts=host or []
+        directory,
+        nodes=nodes,
+        data=data,
+        own=own or [],
+        devices=device or [],
+        port=port,
+        hosts=host or [],
     )
     write_files(made)
     typer.echo(f"{directory}: keys of an authority, a server and {nodes} nodes")
@@ -101,6 +115,20 @@ def submit(
     show_report: Annotated[
         bool, typer.Option("--open", help="Make its report and open it in a browser.")
     ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--superlink",
+            metavar="HOST:PORT",
+            help="A server that no folder here describes; the ledger stays with it.",
+        ),
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="With --superlink: the authority that it is trusted by.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="With --superlink: without TLS.")
+    ] = False,
     output: Format = OutputFormat.text,
     quiet: Quiet = False,
 ) -> None:
@@ -113,35 +141,64 @@ def submit(
 
         fedsim deploy submit configs/quickstart.toml
         fedsim deploy submit configs/quickstart.toml -s experiment.rounds=5 --open
+        fedsim deploy submit CONFIG --superlink fl.example.org:8000 --certificate ca.crt
     """
     from fedsim import config
     from fedsim.cli.run import show
     from fedsim.deployment import folder, operate
     from fedsim.errors import RunExists
     from fedsim.runs import new_directory
-    from fedsim.simulation import app_directory
     from fedsim.vocabulary import vocabulary
 
-    made = folder.load(directory)
-    tell = teller(quiet=quiet)
     asked = config.read(file, settings or [], vocabulary=vocabulary())
-    experiment = operate.placed(operate.fitted(asked, made, tell))
+    if address is not None:
+        submit_elsewhere(asked, address, certificate, insecure=insecure, quiet=quiet)
+        return
+    made = folder.load(directory)
+    experiment = operate.placed(operate.fitted(asked, made, teller(quiet=quiet)))
     target = out or new_directory(experiment.experiment.name)
     if target.exists():
         raise RunExists(f"{target}: is there already; name another directory with --out")
     with operate.connect(made) as superlink:
-        run = operate.submit(superlink, experiment, app_directory())
-        say(f"{experiment.experiment.name}: run {run} on {len(made.active)} nodes", quiet=quiet)
-        try:
-            shown(operate.follow(superlink, run), quiet=quiet)
-        except KeyboardInterrupt:
-            say(f"run {run} goes on without you; end it with: fedsim deploy stop {run}")
-            raise
-        standing = superlink.standing(run)
+        standing = run_there(superlink, experiment, quiet=quiet)
     operate.collect(made, experiment, standing, target)
     show(target, output)
     if show_report:
         open_report(target)
+
+
+def submit_elsewhere(
+    asked: Experiment, address: str, certificate: Path | None, *, insecure: bool, quiet: bool
+) -> None:
+    """Run an experiment on a server that is known by its address alone."""
+    from fedsim.deployment import operate
+    from fedsim.deployment.superlink import SuperLink
+
+    if insecure == (certificate is not None):
+        raise ConfigError(
+            [f"--superlink {address}: give either its --certificate, or --insecure without TLS"]
+        )
+    experiment = operate.placed(asked)
+    with SuperLink(address, certificate) as superlink:
+        standing = run_there(superlink, experiment, quiet=quiet)
+    if not standing.completed:
+        raise RunFailed(f"the run failed: {standing}")
+    typer.echo(f"completed; the server keeps its ledger in {experiment.run.out}")
+
+
+def run_there(superlink: SuperLink, experiment: Experiment, *, quiet: bool) -> Standing:
+    """Start a run, show it until it ends, and return how it ended."""
+    from fedsim.deployment import operate
+    from fedsim.simulation import app_directory
+
+    run = operate.submit(superlink, experiment, app_directory())
+    say(f"{experiment.experiment.name}: run {run} at {superlink.address}", quiet=quiet)
+    try:
+        shown(operate.follow(superlink, run), quiet=quiet)
+    except KeyboardInterrupt:
+        say(f"run {run} goes on without you; end it with: fedsim deploy stop {run}")
+        raise
+    return superlink.standing(run)
 
 
 def shown(lines: Iterable[str], *, quiet: bool) -> None:

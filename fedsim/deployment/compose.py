@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import yaml
 
 import fedsim
-from fedsim.deployment.folder import Deployment, NodePlan, container_user
+from fedsim.deployment.folder import CARD, Deployment, NodePlan, container_user
 from fedsim.errors import EngineError
 from fedsim.ledger.files import write_atomically
 
@@ -62,8 +61,11 @@ def service(made: Deployment, node: NodePlan, pattern: dict[str, Any]) -> dict[s
     own["command"] += [f"--partition-id={node.partition}", f"--partitions={len(made.nodes)}"]
     own["volumes"] = [f"{made.folder_of(node)}:/node:ro"]
     if node.data:
-        inside = Path(DATA) / Path(node.data).name if Path(node.data).is_file() else Path(DATA)
-        own["volumes"].append(f"{node.data}:{inside}:ro")
+        data, inside = Path(node.data), Path(DATA)
+        if data.is_file():
+            own["volumes"].append(f"{data.parent / CARD}:{inside / CARD}:ro")
+            inside /= data.name
+        own["volumes"].append(f"{data}:{inside}:ro")
         own["command"].append(f"--data={inside}")
     if limits := node.limits():
         own["cpus"], own["mem_limit"] = limits.cpus, limits.memory_bytes
@@ -105,7 +107,7 @@ class Compose:
             EngineError: it failed.
         """
         command = [*self._command(), *arguments]
-        code = subprocess.run(command, env=self._environment(), check=False).returncode
+        code = subprocess.run(command, check=False).returncode
         if code:
             raise EngineError(f"docker compose {' '.join(arguments)} failed with exit code {code}")
 
@@ -139,10 +141,6 @@ class Compose:
             *("-f", str(base_file()), "-f", str(folder / OVERRIDE)),
         ]
 
-    def _environment(self) -> dict[str, str]:
-        # The older Compose builds by itself unless it is told to leave that to Docker.
-        return {**os.environ, "DOCKER_BUILDKIT": "1", "COMPOSE_DOCKER_CLI_BUILD": "1"}
-
 
 def engine(*arguments: str) -> str:
     """Call Docker and return what it prints.
@@ -153,13 +151,7 @@ def engine(*arguments: str) -> str:
     docker = shutil.which("docker")
     if docker is None:
         raise EngineError("no docker was found; install Docker Engine")
-    done = subprocess.run(
-        [docker, *arguments],
-        env={**os.environ, "DOCKER_BUILDKIT": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run([docker, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise EngineError(f"docker {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout

@@ -21,6 +21,7 @@ from fedsim.measure.devices import Limits, load_limits
 
 FILE = "deployment.toml"
 FORMAT = 1
+CARD = "dataset.json"  # beside a node's own examples, see fedsim.data
 IMAGE_USER = 10001  # of the Dockerfile
 DEFAULT_PORT = 8000
 # The server's name among the containers, and what it is called on this machine.
@@ -104,6 +105,7 @@ def create(
     *,
     nodes: int,
     data: Path | None = None,
+    own: Sequence[Path] = (),
     devices: Sequence[str] = (),
     port: int = DEFAULT_PORT,
     hosts: Sequence[str] = (),
@@ -113,7 +115,9 @@ def create(
     Args:
         directory: new or empty.
         nodes: how many.
-        data: what ``fedsim data split`` wrote: each node is given its client's folder.
+        data: what ``fedsim data split`` wrote: each node is given its client's folder, and the
+            server the test part.
+        own: in place of the clients' folders, what each node has: a folder, or a file.
         devices: profiles in ``configs/devices``, dealt to the nodes in turn.
         port: on this machine's loopback.
         hosts: other names and addresses that nodes reach this machine by.
@@ -131,7 +135,7 @@ def create(
         problems.append(
             f"{directory} is not empty; name another folder, or use what is there: fedsim deploy up"
         )
-    folders, server = ([""] * nodes, "") if data is None else data_folders(data, nodes, problems)
+    folders, server = data_folders(data, own, nodes, problems)
     for device in devices:
         load_limits(device)  # says which there are
     names = [host for host in hosts if keys.alternative_name(host)]
@@ -161,14 +165,32 @@ def create(
     return made
 
 
-def data_folders(data: Path, nodes: int, problems: list[str]) -> tuple[list[str], str]:
-    """Return each client's folder in a split, and the server's; append what is wrong."""
-    clients, server = sorted(data.absolute().glob("client-*")), data.absolute() / "server"
-    if not server.is_dir() or not clients:
-        problems.append(f"--data {data}: holds no split; make one: fedsim data split CONFIG --out")
-    elif len(clients) != nodes:
-        problems.append(f"--data {data}: is split for {len(clients)} clients; use --nodes with it")
-    return [str(folder) for folder in clients] or [""] * nodes, str(server)
+def data_folders(
+    data: Path | None, own: Sequence[Path], nodes: int, problems: list[str]
+) -> tuple[list[str], str]:
+    """Return where each node's data lies, and the server's; append what is wrong."""
+    if data is None:
+        if own:
+            problems.append(f"--own {own[0]}: needs --data, for what the server tests on")
+        return [""] * nodes, ""
+    found, server = list(own), data.absolute() / "server"
+    if not server.is_dir():
+        problems.append(
+            f"--data {data}: holds no folder server; make it: fedsim data split CONFIG --out {data}"
+        )
+    for path in own:
+        card = path.parent / CARD if path.is_file() else path / CARD
+        if not card.is_file():
+            problems.append(
+                f"--own {path}: {card} is missing; the server's has what it is: fedsim data split "
+                "CONFIG --server-only --out DIR"
+            )
+    found = found or sorted(data.glob("client-*"))
+    if len(found) != nodes:
+        what = "--own is given for" if own else f"--data {data}: is split for"
+        problems.append(f"{what} {len(found)} nodes, --nodes says {nodes}; use one number")
+        found = [Path()] * nodes
+    return [str(path.absolute()) for path in found], str(server)
 
 
 def project_name(directory: Path) -> str:

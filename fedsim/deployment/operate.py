@@ -78,8 +78,8 @@ def build_image(tell: Tell) -> None:
     root = base_file().parent
     if not (root / "Dockerfile").is_file():
         raise EngineError(
-            f"there is no image {image()!r}, and no Dockerfile beside this installation to build it "
-            "from; in a checkout of the source: docker build -t fedsim ."
+            f"there is no image {image()!r}, and no Dockerfile beside this installation; in a "
+            "checkout of the source: docker build -t fedsim ."
         )
     tell(f"building the image {image()} (some minutes)")
     engine("build", "--tag", image(), str(root))

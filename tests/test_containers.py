@@ -1,0 +1,538 @@
+"""The federation in real containers: brought up, run, broken in every way, and taken down.
+
+The tests of this file go in order, on one deployment: each stage's time is printed. Start an
+engine, and make the base image, with tests/containers/engine and tests/containers/base-image.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from fedsim.config import flatten, read_toml
+from fedsim.deployment import folder, keys, operate
+from fedsim.ledger.read import load
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[1]
+IMAGE = "fedsim-test"
+NODES = 3
+LARGEST_IMAGE_BYTES = 1.4e9
+UP_SECONDS = 300
+# Set where a missing engine is a failure and no reason to skip.
+REQUIRED = "FEDSIM_CONTAINERS"
+OOM_MEMORY = "96m"
+
+
+def docker(*arguments: str, check: bool = True, timeout: float = 120) -> str:
+    done = subprocess.run(
+        ["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert not check or done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
+    return done.stdout + ("" if check else done.stderr)
+
+
+@pytest.fixture(scope="module")
+def stage(request: pytest.FixtureRequest) -> Callable[[str], Any]:
+    """Print how long a block took, on the terminal."""
+    writer = request.config.get_terminal_writer()
+
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        writer.line(f"\n  containers: {name}: {time.monotonic() - started:.1f} s")
+
+    return timed
+
+
+@pytest.fixture(scope="module")
+def engine() -> None:
+    """A container engine answers, and Compose."""
+    missing = next((t for t in ("docker", "docker-compose") if shutil.which(t) is None), None)
+    if missing is None and subprocess.run(["docker", "info"], capture_output=True).returncode:
+        missing = "a running engine"
+    if missing:
+        text = f"{missing} is missing; start one with: tests/containers/engine start"
+        (pytest.fail if os.environ.get(REQUIRED) else pytest.skip)(text)
+
+
+@pytest.fixture(scope="module")
+def image(engine: None, stage: Callable[[str], Any]) -> str:
+    """Build the image from this checkout, with the torch that these tests run with."""
+    wheels = ROOT / "wheels"
+    wanted = f"torch=={torch.__version__}"
+    if not list(wheels.glob(f"torch-{torch.__version__}-*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", wanted]
+        subprocess.run([*command, "-d", str(wheels)], check=True, timeout=600)
+    with stage("build the image"):
+        build(f"TORCH={wanted}")
+    return IMAGE
+
+
+def build(*arguments: str) -> None:
+    """Build with BuildKit where a docker has it: the first one on the path may not."""
+    options = [part for argument in arguments for part in ("--build-arg", argument)]
+    said = ""
+    for client, kit in (("docker", "1"), ("/usr/bin/docker", "1"), ("docker", "0")):
+        done = subprocess.run(
+            [client, "build", "--tag", IMAGE, *options, str(ROOT)],
+            env={**os.environ, "DOCKER_BUILDKIT": kit},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        if done.returncode == 0:
+            return
+        said = done.stdout[-4000:]
+        if "buildx" not in said:
+            break
+    pytest.fail(said)
+
+
+@dataclass
+class Deployed:
+    """A deployment under test, and how its operator's commands are called."""
+
+    directory: Path
+    split: Path
+    variables: dict[str, str]
+    home: Path
+
+    @property
+    def made(self) -> folder.Deployment:
+        return folder.load(self.directory)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "fedsim", *arguments]
+
+    def deploy(self, action: str, *arguments: str, code: int = 0) -> str:
+        """Call ``fedsim deploy``; return what it printed, both ways."""
+        done = subprocess.run(
+            self.command("deploy", action, *arguments, "--dir", str(self.directory)),
+            env=self.variables,
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            timeout=UP_SECONDS + 60,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def container(self, service: str) -> str:
+        """Return the id of a service's container."""
+        label = f"label=com.docker.compose.project={self.made.name}"
+        own = f"label=com.docker.compose.service={service}"
+        return docker("ps", "--all", "--quiet", "--filter", label, "--filter", own).strip()
+
+    def inspect(self, service: str, what: str) -> str:
+        return docker("inspect", "--format", what, self.container(service)).strip()
+
+    def kill(self, service: str) -> None:
+        """End a container's process as a crash would: "docker kill" starts no restart."""
+        os.kill(int(self.inspect(service, "{{.State.Pid}}")), signal.SIGKILL)
+
+    def online(self) -> dict[str, int]:
+        """Return the ids of the nodes that are online, by name."""
+        with operate.connect(self.made) as superlink:
+            return {n.name: n.id for n in superlink.nodes() if n.status == operate.ONLINE}
+
+    def wait_online(self, names: set[str], seconds: float = 120) -> dict[str, int]:
+        deadline = time.monotonic() + seconds
+        while not names <= (found := self.online()).keys():
+            assert time.monotonic() < deadline, f"online: {sorted(found)}"
+            time.sleep(1)
+        return found
+
+
+@pytest.fixture(scope="module")
+def deployed(
+    image: str, stage: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployed]:
+    """Three nodes, each with its own part of the quickstart's data; all is removed at the end."""
+    home = tmp_path_factory.mktemp("deployment")
+    found = Deployed(
+        directory=home / "deployment",
+        split=home / "split",
+        variables={**os.environ, "FEDSIM_IMAGE": image},
+        home=home,
+    )
+    settings = {
+        "experiment.rounds": 5,
+        "data.clients": NODES,
+        "server.clients_per_round": NODES,
+        "train.compiler": "torch",
+        "server.round_timeout_seconds": 12,
+    }
+    overrides = [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
+    quickstart = str(ROOT / "configs" / "quickstart.toml")
+    for command in (
+        ["data", "split", quickstart, "--out", str(found.split), *overrides],
+        [
+            *("deploy", "init", str(found.directory), "--nodes", str(NODES)),
+            *("--data", str(found.split), "--port", "18443"),
+        ],
+    ):
+        subprocess.run(found.command(*command), cwd=home, check=True, timeout=120)
+    try:
+        with stage(f"bring up {NODES} nodes, with TLS and authentication"):
+            found.deploy("up", "--wait", str(UP_SECONDS))
+        yield found
+    finally:
+        subprocess.run(
+            found.command("deploy", "down", "--volumes", "--dir", str(found.directory)),
+            env=found.variables,
+            cwd=home,
+            capture_output=True,
+            check=False,
+            timeout=120,
+        )
+
+
+def test_the_image_is_small_and_has_no_more_than_it_needs(
+    image: str, stage: Callable[[str], Any]
+) -> None:
+    described = json.loads(docker("image", "inspect", image))[0]
+    settings = described["Config"]
+    with stage(f"look at the image, {described['Size'] / 1e9:.2f} GB"):
+        assert described["Size"] < LARGEST_IMAGE_BYTES
+        assert settings["User"] == "10001"
+        assert settings["Healthcheck"]["Test"]
+        assert settings["Labels"]["org.opencontainers.image.title"] == "fedsim"
+        looked = docker(
+            *("run", "--rm", image, "python", "-c"),
+            "import importlib.util as u, pathlib as p, torch, pandas, io\n"
+            "b = io.BytesIO(); pandas.DataFrame({'a': [1]}).to_parquet(b); pandas.read_parquet(b)\n"
+            "d = p.Path(torch.__file__).parent\n"
+            "print([bool(u.find_spec(m)) for m in ('pip', 'ray', 'fedsim', 'flwr')])\n"
+            "print(len(list(d.glob('nn/__pycache__/*.pyc'))) > 10)\n"
+            "print([p.Path(c).exists() for c in ('/usr/bin/gcc', '/usr/bin/cc', '/root/.cache')])",
+        )
+    assert looked.splitlines() == [
+        *("[False, False, True, True]", "True", "[False, False, False]"),
+    ]
+
+
+def test_the_quickstart_gives_the_very_model_of_the_simulation(
+    deployed: Deployed, stage: Callable[[str], Any]
+) -> None:
+    experiment, run = deployed.split / "experiment.toml", deployed.home / "runs" / "quickstart"
+    with stage("five rounds of the quickstart on three nodes"):
+        said = deployed.deploy("submit", str(experiment), "--out", str(run))
+    assert "round 5/5" in said
+    simulated = deployed.home / "runs" / "simulated"
+    command = ["run", str(experiment), "-q", "--out", str(simulated), "-s", "engine.name=inline"]
+    subprocess.run(deployed.command(*command), cwd=deployed.home, check=True, timeout=120)
+    ours, theirs = load(run), load(simulated)
+    assert ours.manifest.model_sha256 == theirs.manifest.model_sha256
+    assert [r.test_loss for r in ours.rounds] == [r.test_loss for r in theirs.rounds]
+    counted = ("examples", "steps", "train_flops", "loss_last_step", "update_norm")
+    for mine, its in zip(ours.clients, theirs.clients, strict=True):
+        assert [getattr(mine, c) for c in counted] == [getattr(its, c) for c in counted]
+
+
+def test_the_ledger_holds_what_each_container_cost(deployed: Deployed) -> None:
+    rows = list(load(deployed.home / "runs" / "quickstart").clients)
+    assert len(rows) == 5 * NODES
+    for row in rows:
+        assert 0 < row.startup_cpu_seconds < row.startup_wall_seconds + 0.1
+        # The container's CPU is that of all its processes, the client's own among them.
+        assert row.container_cpu_seconds >= 0.5 * row.cpu_seconds > 0
+        assert 50e6 < row.container_peak_memory_bytes <= 2**30
+    later = [row for row in rows if row.round > 1]
+    assert all(row.container_received_bytes > row.downlink_wire_bytes for row in later)
+    assert all(row.container_sent_bytes > row.wire_bytes for row in later)
+    page = deployed.home / "report.html"
+    run = deployed.home / "runs" / "quickstart"
+    command = deployed.command("report", str(run), "--out", str(page))
+    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    assert "measured (container)" in page.read_text(encoding="utf-8")
+
+
+def test_no_node_holds_an_example_of_another(
+    deployed: Deployed, stage: Callable[[str], Any]
+) -> None:
+    parts = {
+        k: load_file(next((deployed.split / f"client-{k:03d}").glob("*.safetensors")))["x"]
+        for k in range(NODES)
+    }
+    rows = {k: {np.ascontiguousarray(row).tobytes() for row in x} for k, x in parts.items()}
+    script = """
+import os, sys
+needles = [bytes.fromhex(line) for line in sys.stdin.read().split()]
+found, seen = set(), 0
+for top, dirs, files in os.walk("/"):
+    dirs[:] = [d for d in dirs if os.path.join(top, d) not in ("/proc", "/sys", "/dev")]
+    for name in files:
+        path = os.path.join(top, name)
+        if os.path.islink(path):
+            continue
+        try:
+            content = open(path, "rb").read()
+        except OSError:
+            continue
+        seen += 1
+        found |= {n for n, needle in enumerate(needles) if needle in content}
+print(seen > 1000, sorted(found))
+"""
+    with stage("search a node's files for the others' examples"):
+        # The last needle is its own: the search does find what is there.
+        foreign = sorted((rows[1] | rows[2]) - rows[0])[:20]
+        needles = [*foreign, next(iter(rows[0] - rows[1] - rows[2]))]
+        done = subprocess.run(
+            ["docker", "exec", "-i", deployed.container("node-0"), "python", "-c", script],
+            input="\n".join(needle.hex() for needle in needles),
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+    assert done.stdout.split() == ["True", f"[{len(foreign)}]"], done.stdout + done.stderr
+
+
+def test_what_is_secret_is_not_in_the_image(
+    deployed: Deployed, stage: Callable[[str], Any]
+) -> None:
+    secret = {
+        path.read_bytes().strip()
+        for path in deployed.directory.rglob("*")
+        if path.is_file() and path.name in ("ca.key", "server.key", "key", "superexec.secret")
+    }
+    assert len(secret) == 3 + NODES
+    certificates = {path.read_bytes().strip() for path in deployed.directory.rglob("*.crt")}
+    needles = [*secret, *certificates, b"BEGIN OPENSSH PRIVATE KEY"]
+    overlap = max(map(len, needles))
+    found, rest = set(), b""
+    with stage("search the image's layers for keys"):
+        saved = subprocess.Popen(["docker", "save", IMAGE], stdout=subprocess.PIPE)
+        assert saved.stdout is not None
+        while chunk := saved.stdout.read(2**24):
+            window = rest + chunk
+            found |= {n for n, needle in enumerate(needles) if needle in window}
+            rest = window[-overlap:]
+        assert saved.wait() == 0
+    # The library that writes such keys names them.
+    assert found <= {len(needles) - 1}
+
+
+def test_containers_are_hardened_where_they_run(deployed: Deployed) -> None:
+    for service in ("superlink", "superexec", *(node.name for node in deployed.made.nodes)):
+        (described,) = json.loads(docker("inspect", deployed.container(service)))
+        host = described["HostConfig"]
+        assert host["ReadonlyRootfs"], service
+        assert host["CapDrop"] in (["ALL"], ["all"]), service
+        assert any("no-new-privileges" in option for option in host["SecurityOpt"]), service
+        assert host["Init"], service
+        assert not host["Privileged"], service
+        assert host["Memory"] > 0, service
+        assert host["NanoCpus"] > 0, service
+        assert host["PidsLimit"] > 0, service
+        assert host["LogConfig"]["Config"]["max-size"] == "10m", service
+        assert described["Config"]["User"].split(":")[0] not in ("", "0", "root"), service
+        ports = [p for bound in (host["PortBindings"] or {}).values() for p in bound]
+        assert [p["HostIp"] for p in ports] == (["127.0.0.1"] if service == "superlink" else [])
+        mounts = {m["Destination"]: m["RW"] for m in described["Mounts"]}
+        assert {path for path, writable in mounts.items() if writable} <= {"/state"}, service
+
+
+def test_a_stranger_is_given_nothing(
+    deployed: Deployed, stage: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """One whose key nobody registered, one that trusts another authority, and one without TLS."""
+    made = deployed.made
+    stranger, deceived = tmp_path / "stranger", tmp_path / "deceived"
+    for directory in (stranger, deceived):
+        keys.make_node_key(directory)
+    keys.make_authority(tmp_path / "other", "other")
+    shutil.copy(made.authority, stranger / "ca.crt")
+    shutil.copy(tmp_path / "other" / "ca.crt", deceived / "ca.crt")
+    containers = {}
+    with stage("three strangers"):
+        for directory in (stranger, deceived):
+            folder.give(directory)
+            containers[directory.name] = docker(
+                *("run", "--detach", "--read-only", "--tmpfs", "/tmp:mode=1777"),
+                *("--user", folder.container_user(), "--network", f"{made.name}_fleet"),
+                *("--volume", f"{directory}:/node:ro", IMAGE),
+                *("python", "-m", "fedsim.deployment.node", "--superlink=superlink:8000"),
+                *("--root-certificates=/node/ca.crt", "--auth-supernode-private-key=/node/key"),
+                *("--partition-id=0", "--partitions=3", "--max-wait-time=15"),
+            ).strip()
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", made.port, timeout=10)
+            connection.request("GET", "/health")
+            with pytest.raises((http.client.HTTPException, OSError)):
+                connection.getresponse()
+            said = {}
+            for name, container in containers.items():
+                docker("wait", container, timeout=90)
+                said[name] = docker("logs", container, check=False)
+        finally:
+            docker("rm", "--force", *containers.values())
+    assert "Exit Code: 305" in said["stranger"]
+    assert "SuperNode ID" not in said["deceived"]
+    assert "Connection attempt failed" in said["deceived"]
+    with operate.connect(made) as superlink:
+        assert {node.name for node in superlink.nodes()} == {f"node-{k}" for k in range(NODES)}
+
+
+@dataclass
+class Following:
+    """A run that was submitted, and the rounds that it has told of."""
+
+    process: subprocess.Popen[str]
+    lines: list[str] = field(default_factory=list)
+
+    def until_round(self, round: int) -> None:
+        """Read on until a round is told of."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if line.startswith(f"round {round}/"):
+                return
+        pytest.fail(f"no round {round}: {''.join(self.lines)}")
+
+    def end(self) -> None:
+        out, error = self.process.communicate(timeout=300)
+        assert self.process.returncode == 0, "".join(self.lines) + out + error
+
+
+def test_a_federation_outlives_its_faults(deployed: Deployed, stage: Callable[[str], Any]) -> None:
+    """A node and the SuperLink killed, a network cut, too little memory, and a client of NaN."""
+    run, nodes, rounds = deployed.home / "runs" / "faults", deployed.wait_online(NAMES), 20
+    network = f"{deployed.made.name}_fleet"
+    since = str(int(time.time()))
+    with stage(f"{rounds} rounds with faults"):
+        following = Following(
+            subprocess.Popen(
+                deployed.command(
+                    *("deploy", "submit", str(deployed.split / "experiment.toml")),
+                    *("--dir", str(deployed.directory), "--out", str(run)),
+                    *("-s", f"experiment.rounds={rounds}", "-s", "train.epochs=40"),
+                ),
+                env=deployed.variables,
+                cwd=deployed.home,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        following.until_round(2)
+        poison(deployed, client=2)
+        time.sleep(1.5)  # until it trains
+        deployed.kill("node-0")
+        following.until_round(6)
+        deployed.kill("superlink")
+        following.until_round(9)
+        docker("network", "disconnect", network, deployed.container("node-0"))
+        time.sleep(20)
+        docker("network", "connect", network, deployed.container("node-0"))
+        following.until_round(13)
+        docker("stop", "--time", "1", deployed.container("node-1"))
+        limits = ("--memory-swap", OOM_MEMORY, "--memory", OOM_MEMORY)
+        docker("update", *limits, deployed.container("node-1"))
+        docker("start", deployed.container("node-1"))
+        following.until_round(15)
+        docker("stop", "--time", "1", deployed.container("node-1"))
+        docker("update", "--memory-swap", "2g", "--memory", "1g", deployed.container("node-1"))
+        docker("start", deployed.container("node-1"))
+        following.end()
+    ledger = load(run)
+    assert ledger.manifest.status == "completed"
+    assert [r.round for r in ledger.rounds] == list(range(1, rounds + 1))
+    story = {k: [row for row in ledger.clients if row.client == k] for k in range(NODES)}
+    assert all(len(rows) == rounds for rows in story.values())
+    killed = [row for row in story[0] if row.round in (3, 4)]
+    assert any(row.status in ("failed", "timeout") and row.error for row in killed)
+    assert any(row.status == "ok" for row in story[0] if 4 < row.round <= 9)
+    cut = [row for row in story[0] if 10 <= row.round <= 13]
+    assert any(row.status in ("failed", "timeout") and row.error for row in cut)
+    assert story[0][-1].status == "ok"
+    starved = [row for row in story[1] if 14 <= row.round <= 16]
+    assert any(row.status in ("failed", "timeout") and row.error for row in starved)
+    assert story[1][-1].status == "ok"
+    assert {row.status for row in story[2] if row.round > 4} <= {"rejected", "failed", "timeout"}
+    assert any(row.status == "rejected" and "nan" in str(row.error).lower() for row in story[2])
+    assert all(np.isfinite(row.test_loss) for row in ledger.rounds)
+    ooms = docker(
+        *("events", "--since", since, "--until", str(int(time.time()))),
+        *("--filter", "event=oom", "--format", "{{.Actor.Attributes.name}}"),
+    )
+    assert "node-1" in ooms
+    assert deployed.wait_online(NAMES) == nodes  # under their own ids
+
+
+NAMES = {f"node-{k}" for k in range(NODES)}
+
+
+def poison(deployed: Deployed, *, client: int) -> None:
+    """Let a client scale its features so that no network survives them.
+
+    Its data was looked at when the run began, and is read again at every message.
+    """
+    path = deployed.split / f"client-{client:03d}" / "dataset.json"
+    card = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**card, "scale": 3e38}), encoding="utf-8")
+
+
+def test_keys_are_rotated_and_revoked(deployed: Deployed, stage: Callable[[str], Any]) -> None:
+    before = deployed.wait_online(NAMES)
+    with stage("rotate a key, and revoke another"):
+        deployed.deploy("rotate", "node-1")
+        after = deployed.wait_online(NAMES)
+        deployed.deploy("revoke", "node-2")
+    assert after["node-1"] != before["node-1"]
+    assert after["node-0"] == before["node-0"]
+    assert "node-2" not in deployed.online()
+    assert not (deployed.directory / "nodes" / "node-2").exists()
+    status = json.loads(deployed.deploy("status", "--format", "json"))
+    by_name = {row["service"]: row for row in status["services"]}
+    assert by_name["node-2"]["node"] == "revoked"
+    assert by_name["node-1"]["node"] == "online"
+
+
+def test_down_leaves_nothing_but_what_was_asked_for(
+    deployed: Deployed, stage: Callable[[str], Any]
+) -> None:
+    name = deployed.made.name
+
+    def left(kind: str) -> list[str]:
+        """Return what Docker still has of the deployment."""
+        what = {"container": ("ps", "--all"), "network": ("network", "ls")}
+        command = what.get(kind, ("volume", "ls"))
+        label = f"label=com.docker.compose.project={name}"
+        return docker(*command, "--quiet", "--filter", label).split()
+
+    with stage("take it down"):
+        deployed.deploy("down")
+        assert left("container") == left("network") == []
+        assert len(left("volume")) == 2
+        deployed.deploy("down", "--volumes")
+    assert left("volume") == []
+    alive = subprocess.run(
+        ["pgrep", "--full", "fedsim.deployment.node --superlink=superlink"],
+        capture_output=True,
+        check=False,
+    )
+    assert alive.returncode == 1
+    assert flatten(read_toml(deployed.directory / folder.FILE))["name"] == name
