@@ -220,7 +220,7 @@ def test_the_image_is_small_and_has_no_more_than_it_needs(
         assert settings["Healthcheck"]["Test"]
         assert settings["Labels"]["org.opencontainers.image.title"] == "fedsim"
         looked = docker(
-            *("run", "--rm", image, "python", "-c"),
+            *("run", "--rm", "--user", "0", image, "python", "-c"),
             "import importlib.util as u, pathlib as p, torch, pandas, io\n"
             "b = io.BytesIO(); pandas.DataFrame({'a': [1]}).to_parquet(b); pandas.read_parquet(b)\n"
             "d = p.Path(torch.__file__).parent\n"
