@@ -14,30 +14,33 @@ ARG WHEELS=wheels
 ARG TORCH=torch
 ARG TORCH_INDEX=
 # What a deployed federation never uses: Ray runs simulations, pictures are drawn where reports are
-# made, and uv and pip install what is installed already.
-ARG WITHOUT="ray matplotlib fonttools pillow kiwisolver contourpy uv pip setuptools"
+# made, and uv installs what is installed already.
+ARG WITHOUT="ray matplotlib fonttools pillow kiwisolver contourpy uv"
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 COPY LICENSE ${WHEELS}* /wheels/
 COPY constraints.txt pyproject.toml ./
-# The dependencies first: they are built again only when they change.
+# The dependencies first: they are built again only when they change. Libraries' own tests, headers
+# and build tools stay behind. The bytecode that pip compiled stays: Flower starts processes, and
+# compiling torch's modules in each would take seconds.
 RUN python -m venv /venv \
  && /venv/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /dependencies.txt \
- && /venv/bin/pip install --only-binary :all: --find-links /wheels ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} -c constraints.txt "${TORCH}" -r /dependencies.txt
+ && /venv/bin/pip install --only-binary :all: --find-links /wheels ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} -c constraints.txt "${TORCH}" -r /dependencies.txt \
+ && /venv/bin/pip uninstall --yes ${WITHOUT} \
+ && site=$(/venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))") \
+ && find "$site/torch/bin" -type f ! -name torch_shm_manager -delete \
+ && rm -rf "$site"/torch/test "$site"/torch/include "$site"/torch/share \
+ && rm -rf "$site"/pyarrow/include "$site"/pyarrow/tests \
+ && rm -f "$site"/pyarrow/libarrow_flight.* "$site"/pyarrow/libarrow_s3.* \
+ && find "$site"/numpy "$site"/pandas "$site"/scipy "$site"/sklearn "$site"/sympy \
+      -type d -name tests -prune -exec rm -rf {} +
 COPY README.md LICENSE CHANGELOG.md docker-compose.yml docker-compose.dev.yml ./
 COPY fedsim fedsim
 COPY clients clients
 COPY server server
 COPY configs configs
-# Libraries' own tests, headers and build tools stay behind. The bytecode that pip compiled
-# stays: Flower starts processes, and compiling torch's modules in each would take seconds.
 RUN /venv/bin/pip install --no-deps --find-links /wheels . \
- && /venv/bin/pip uninstall --yes ${WITHOUT} \
- && cd /venv/lib/python3*/site-packages \
- && find torch/bin -type f ! -name torch_shm_manager -delete \
- && rm -rf torch/test torch/include torch/share pyarrow/include pyarrow/tests \
- && rm -f pyarrow/libarrow_flight.* pyarrow/libarrow_s3.* \
- && find numpy pandas scipy sklearn sympy -type d -name tests -prune -exec rm -rf {} +
+ && /venv/bin/pip uninstall --yes pip setuptools
 
 FROM ${BASE}
 ARG VERSION=0.1.0

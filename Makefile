@@ -20,10 +20,11 @@ test: $(READY)  ## run every test, those with Ray, Flower's runtime, Chromium an
 test-fast: $(READY)  ## run the unit tests alone
 	$(BIN)/python -m pytest -m "not slow and not ray and not flower and not install and not browser and not containers"
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 bench: $(READY)  ## measure fedsim against its peers; writes docs/performance.md (half an hour)
 	$(BIN)/python -m benchmarks --document
