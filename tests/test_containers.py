@@ -182,7 +182,7 @@ def deployed(
         "data.clients": NODES,
         "server.clients_per_round": NODES,
         "train.compiler": "torch",
-        "server.round_timeout_seconds": 12,
+        "server.round_timeout_seconds": 25,
     }
     overrides = [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
     quickstart = str(ROOT / "configs" / "quickstart.toml")
@@ -225,7 +225,7 @@ def test_the_image_is_small_and_has_no_more_than_it_needs(
             "b = io.BytesIO(); pandas.DataFrame({'a': [1]}).to_parquet(b); pandas.read_parquet(b)\n"
             "d = p.Path(torch.__file__).parent\n"
             "print([bool(u.find_spec(m)) for m in ('pip', 'ray', 'fedsim', 'flwr')])\n"
-            "print(len(list(d.glob('nn/__pycache__/*.pyc'))) > 10)\n"
+            "print(len(list(d.rglob('*.pyc'))) > 0.99 * len(list(d.rglob('*.py'))) > 1000)\n"
             "print([p.Path(c).exists() for c in ('/usr/bin/gcc', '/usr/bin/cc', '/root/.cache')])",
         )
     assert looked.splitlines() == [
@@ -245,14 +245,13 @@ def test_the_quickstart_gives_the_very_model_of_the_simulation(
     subprocess.run(deployed.command(*command), cwd=deployed.home, check=True, timeout=120)
     ours, theirs = load(run), load(simulated)
     assert ours.manifest.model_sha256 == theirs.manifest.model_sha256
-    assert [r.test_loss for r in ours.rounds] == [r.test_loss for r in theirs.rounds]
-    counted = ("examples", "steps", "train_flops", "loss_last_step", "update_norm")
-    for mine, its in zip(ours.clients, theirs.clients, strict=True):
-        assert [getattr(mine, c) for c in counted] == [getattr(its, c) for c in counted]
+    assert ours.rounds.test_loss.to_list() == theirs.rounds.test_loss.to_list()
+    counted = ["round", "client", "examples", "steps", "train_flops", "loss_last_step"]
+    assert ours.clients[counted].equals(theirs.clients[counted])
 
 
 def test_the_ledger_holds_what_each_container_cost(deployed: Deployed) -> None:
-    rows = list(load(deployed.home / "runs" / "quickstart").clients)
+    rows = rows_of(deployed.home / "runs" / "quickstart")
     assert len(rows) == 5 * NODES
     for row in rows:
         assert 0 < row.startup_cpu_seconds < row.startup_wall_seconds + 0.1
@@ -324,13 +323,13 @@ def test_what_is_secret_is_not_in_the_image(
     overlap = max(map(len, needles))
     found, rest = set(), b""
     with stage("search the image's layers for keys"):
-        saved = subprocess.Popen(["docker", "save", IMAGE], stdout=subprocess.PIPE)
-        assert saved.stdout is not None
-        while chunk := saved.stdout.read(2**24):
-            window = rest + chunk
-            found |= {n for n, needle in enumerate(needles) if needle in window}
-            rest = window[-overlap:]
-        assert saved.wait() == 0
+        with subprocess.Popen(["docker", "save", IMAGE], stdout=subprocess.PIPE) as saved:
+            assert saved.stdout is not None
+            while chunk := saved.stdout.read(2**24):
+                window = rest + chunk
+                found |= {n for n, needle in enumerate(needles) if needle in window}
+                rest = window[-overlap:]
+        assert saved.returncode == 0
     # The library that writes such keys names them.
     assert found <= {len(needles) - 1}
 
@@ -391,9 +390,14 @@ def test_a_stranger_is_given_nothing(
             docker("rm", "--force", *containers.values())
     assert "Exit Code: 305" in said["stranger"]
     assert "SuperNode ID" not in said["deceived"]
-    assert "Connection attempt failed" in said["deceived"]
+    assert "CERTIFICATE_VERIFY_FAILED" in said["deceived"]
     with operate.connect(made) as superlink:
         assert {node.name for node in superlink.nodes()} == {f"node-{k}" for k in range(NODES)}
+
+
+def rows_of(run: Path) -> list[Any]:
+    """Return a ledger's clients as rows; a blank figure is NaN."""
+    return list(load(run).clients.itertuples())
 
 
 @dataclass
@@ -419,61 +423,64 @@ class Following:
 
 def test_a_federation_outlives_its_faults(deployed: Deployed, stage: Callable[[str], Any]) -> None:
     """A node and the SuperLink killed, a network cut, too little memory, and a client of NaN."""
-    run, nodes, rounds = deployed.home / "runs" / "faults", deployed.wait_online(NAMES), 20
+    run, nodes, rounds = deployed.home / "runs" / "faults", deployed.wait_online(NAMES), 18
     network = f"{deployed.made.name}_fleet"
     since = str(int(time.time()))
-    with stage(f"{rounds} rounds with faults"):
-        following = Following(
-            subprocess.Popen(
-                deployed.command(
-                    *("deploy", "submit", str(deployed.split / "experiment.toml")),
-                    *("--dir", str(deployed.directory), "--out", str(run)),
-                    *("-s", f"experiment.rounds={rounds}", "-s", "train.epochs=40"),
-                ),
-                env=deployed.variables,
-                cwd=deployed.home,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+    command = deployed.command(
+        *("deploy", "submit", str(deployed.split / "experiment.toml")),
+        *("--dir", str(deployed.directory), "--out", str(run)),
+        *("-s", f"experiment.rounds={rounds}", "-s", "train.epochs=40"),
+    )
+    with (
+        stage(f"{rounds} rounds with faults"),
+        subprocess.Popen(
+            command,
+            env=deployed.variables,
+            cwd=deployed.home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        following = Following(process)
         following.until_round(2)
         poison(deployed, client=2)
         time.sleep(1.5)  # until it trains
         deployed.kill("node-0")
         following.until_round(6)
         deployed.kill("superlink")
-        following.until_round(9)
+        following.until_round(8)
         docker("network", "disconnect", network, deployed.container("node-0"))
         time.sleep(20)
         docker("network", "connect", network, deployed.container("node-0"))
-        following.until_round(13)
+        following.until_round(11)
         docker("stop", "--time", "1", deployed.container("node-1"))
         limits = ("--memory-swap", OOM_MEMORY, "--memory", OOM_MEMORY)
         docker("update", *limits, deployed.container("node-1"))
         docker("start", deployed.container("node-1"))
-        following.until_round(15)
+        following.until_round(13)
         docker("stop", "--time", "1", deployed.container("node-1"))
         docker("update", "--memory-swap", "2g", "--memory", "1g", deployed.container("node-1"))
         docker("start", deployed.container("node-1"))
         following.end()
     ledger = load(run)
     assert ledger.manifest.status == "completed"
-    assert [r.round for r in ledger.rounds] == list(range(1, rounds + 1))
-    story = {k: [row for row in ledger.clients if row.client == k] for k in range(NODES)}
+    assert ledger.rounds["round"].to_list() == list(range(1, rounds + 1))
+    story = {k: [row for row in rows_of(run) if row.client == k] for k in range(NODES)}
     assert all(len(rows) == rounds for rows in story.values())
     killed = [row for row in story[0] if row.round in (3, 4)]
     assert any(row.status in ("failed", "timeout") and row.error for row in killed)
-    assert any(row.status == "ok" for row in story[0] if 4 < row.round <= 9)
-    cut = [row for row in story[0] if 10 <= row.round <= 13]
-    assert any(row.status in ("failed", "timeout") and row.error for row in cut)
+    assert any(row.status == "ok" for row in story[0] if 4 < row.round <= 8)
+    cut = [row for row in story[0] if 8 < row.round <= 11]
+    waited = ledger.rounds.wall_seconds[ledger.rounds["round"].between(9, 11)].max()
+    assert any(row.status in ("failed", "timeout") and row.error for row in cut) or waited > 15
     assert story[0][-1].status == "ok"
-    starved = [row for row in story[1] if 14 <= row.round <= 16]
+    starved = [row for row in story[1] if 11 < row.round <= 14]
     assert any(row.status in ("failed", "timeout") and row.error for row in starved)
     assert story[1][-1].status == "ok"
     assert {row.status for row in story[2] if row.round > 4} <= {"rejected", "failed", "timeout"}
     assert any(row.status == "rejected" and "nan" in str(row.error).lower() for row in story[2])
-    assert all(np.isfinite(row.test_loss) for row in ledger.rounds)
+    assert np.isfinite(ledger.rounds.test_loss).all()
     ooms = docker(
         *("events", "--since", since, "--until", str(int(time.time()))),
         *("--filter", "event=oom", "--format", "{{.Actor.Attributes.name}}"),

@@ -10,6 +10,8 @@ from flwr.serverapp import Grid
 
 # Between two looks for replies; Flower's own loop waits three seconds.
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS, GROWTH = 0.05, 0.5, 1.5
+# A call that takes longer was tried again and again.
+AWAY_SECONDS = 2.0
 
 
 def knows_its_nodes(grid: Grid) -> bool:
@@ -23,6 +25,8 @@ def send_and_receive(
     """Send messages and return the replies that come in time, in any order.
 
     A message that the grid does not take (it gives it no id) has no reply, and is not waited for.
+    Nor does the clients' time run while the grid itself is away: Flower's waits inside a call until
+    a SuperLink that was started again answers.
     """
     if knows_its_nodes(grid):
         return list(grid.send_and_receive(messages, timeout=timeout_seconds))
@@ -31,7 +35,10 @@ def send_and_receive(
     replies: list[Message] = []
     pause = FIRST_PAUSE_SECONDS
     while waiting:
+        asked = time.monotonic()
         came = list(grid.pull_messages(waiting))
+        took = time.monotonic() - asked
+        deadline += took if took > AWAY_SECONDS else 0
         replies += came
         waiting -= {reply.metadata.reply_to_message_id for reply in came}
         left = deadline - time.monotonic()
