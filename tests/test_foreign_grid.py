@@ -566,3 +566,31 @@ def test_the_time_for_replies_ends() -> None:
     started = time.monotonic()
     assert answered(Mailbox(["a", "b", "c"], {"b": 2}), 0.2) == {"b"}
     assert 0.2 <= time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(("away_seconds", "replies"), [(0.1, set()), (30.0, {"b"})])
+def test_the_time_does_not_run_while_the_grid_is_away(
+    away_seconds: float, replies: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply at the third look, of which the first takes as long as a SuperLink's return."""
+    now = 0.0
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now
+
+        @staticmethod
+        def sleep(seconds: float) -> None:
+            nonlocal now
+            now += seconds
+
+    class Away(Mailbox):
+        def pull_messages(self, message_ids: set[str]) -> list[Any]:
+            if not self.looked_for:
+                Clock.sleep(away_seconds)
+            return super().pull_messages(message_ids)
+
+    monkeypatch.setattr(exchange, "time", Clock)
+    timeout_seconds = 0.15 if away_seconds < 1 else 1.0
+    assert answered(Away([None, "b", None], {"b": 3}), timeout_seconds) == replies

@@ -66,8 +66,13 @@ def read_command(words: list[str]) -> argparse.Namespace:
 # Kubernetes.
 
 
+@lru_cache
+def loaded() -> tuple[Manifest, ...]:
+    return tuple(yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text(encoding="utf-8")))
+
+
 def manifests() -> list[Manifest]:
-    return list(yaml.safe_load_all((FOLDER / "kubernetes.yaml").read_text(encoding="utf-8")))
+    return copy.deepcopy(list(loaded()))
 
 
 def of_kind(kind: str) -> dict[str, Manifest]:
