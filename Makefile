@@ -14,7 +14,7 @@ help:  ## list the targets
 demo: $(READY)  ## compare five activations on fifty clients (two minutes, installation included)
 	$(BIN)/fedsim study configs/activations.toml
 
-test: $(READY)  ## run every test, those with Ray, Flower's runtime, Chromium and installation too
+test: $(READY)  ## run every test, those with Ray, Flower's runtime, Chromium, containers and installation too
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)  ## run the unit tests alone

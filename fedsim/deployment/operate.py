@@ -100,18 +100,20 @@ def wait_for_nodes(
 ) -> list[Node]:
     """Return the nodes once all that belong here are online."""
     deadline, told = time.monotonic() + seconds, -1
-    wanted = len(made.active)
+    # By key: a SuperLink remembers nodes of other times, that may have had the same names.
+    wanted = {key_bytes(made.folder_of(node) / "key.pub"): node.name for node in made.active}
     while True:
-        online = [node for node in superlink.nodes() if node.status == ONLINE]
+        known = [node for node in superlink.nodes() if node.public_key in wanted]
+        online = [node for node in known if node.status == ONLINE]
         if len(online) != told:
             told = len(online)
-            tell(f"{told} of {wanted} nodes online")
-        if len(online) >= wanted:
+            tell(f"{told} of {len(wanted)} nodes online")
+        if told == len(wanted):
             return online
         if time.monotonic() > deadline:
-            missing = {node.name for node in made.active} - {node.name for node in online}
+            missing = set(wanted.values()) - {wanted[node.public_key] for node in online}
             raise EngineError(
-                f"{len(missing)} of {wanted} nodes did not come online in {seconds:g} s: "
+                f"{len(missing)} of {len(wanted)} nodes did not come online in {seconds:g} s: "
                 f"{', '.join(sorted(missing))}; what they say: fedsim deploy logs "
                 f"{min(missing)} --dir {made.directory}"
             )
@@ -268,7 +270,9 @@ def collect(made: Deployment, experiment: Experiment, standing: Standing, to: Pa
     except EngineError as error:
         if standing.completed:
             raise
-        raise RunFailed(f"the run failed before its first round: {standing}") from error
+        old = "No module named" in standing.details
+        remedy = "; the image is of another version: fedsim deploy up --build" if old else ""
+        raise RunFailed(f"the run failed before its first round: {standing}{remedy}") from error
     manifest = json.loads((to / MANIFEST).read_text(encoding="utf-8"))
     if manifest["status"] != "completed":
         raise RunFailed(
