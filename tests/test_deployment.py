@@ -366,7 +366,7 @@ PLANS = st.builds(NodePlan, name=TEXT, partition=st.integers(0, 2**40), device=T
     server_data=TEXT,
     revoked=st.lists(TEXT).map(tuple),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_a_plan_is_kept_as_it_is(tmp_path_factory: pytest.TempPathFactory, **values: Any) -> None:
     made = Deployment(directory=tmp_path_factory.getbasetemp(), **values)
     folder.save(made)
@@ -374,7 +374,7 @@ def test_a_plan_is_kept_as_it_is(tmp_path_factory: pytest.TempPathFactory, **val
 
 
 @given(devices=st.lists(st.sampled_from(("phone", "laptop", "raspberry-pi")), max_size=4))
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 def test_devices_are_dealt_in_turn(
     tmp_path_factory: pytest.TempPathFactory, devices: list[str]
 ) -> None:
@@ -391,7 +391,8 @@ def test_every_problem_is_told_at_once_and_nothing_is_made(tmp_path: Path) -> No
         "--nodes 0: a federation has at least one",
         "--port 65536: must be between 1 and 65535",
         f"{occupied} is not empty; name another folder, or use what is there: fedsim deploy up",
-        f"--data {tmp_path / 'none'}: holds no split; make one: fedsim data split CONFIG --out",
+        f"--data {tmp_path / 'none'}: holds no folder server; make it: fedsim data split CONFIG "
+        f"--out {tmp_path / 'none'}",
     ]
     assert [path.name for path in tmp_path.rglob("*")] == ["here", "notes.txt"]
 
@@ -427,11 +428,46 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 def test_a_split_for_others_is_refused(tmp_path: Path) -> None:
     parts = split(tmp_path / "parts", 3)
-    [problem] = refused(tmp_path / "d", data=parts)
-    assert problem == f"--data {parts}: is split for 3 clients; use --nodes with it"
+    assert refused(tmp_path / "d", data=parts) == [
+        f"--data {parts}: is split for 3 nodes, --nodes says 2; use one number"
+    ]
     (parts / "server").rmdir()
     [problem] = refused(tmp_path / "d", nodes=3, data=parts)
-    assert "holds no split" in problem
+    assert problem.startswith(f"--data {parts}: holds no folder server; make it: ")
+
+
+def of_their_own(root: Path) -> tuple[Path, Path]:
+    """Make two nodes' own data, a folder and a file, each beside its card."""
+    for name in ("north", "south"):
+        (root / name).mkdir()
+        (root / name / "dataset.json").write_text("{}")
+    (root / "south" / "patients.csv").write_text("a,b")
+    return root / "north", root / "south" / "patients.csv"
+
+
+def test_nodes_may_have_data_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    own, parts = of_their_own(tmp_path), split(tmp_path / "parts", 3)
+    monkeypatch.chdir(tmp_path)
+    made = create(tmp_path / "d", data=parts, own=[path.relative_to(tmp_path) for path in own])
+    assert [plan.data for plan in made.nodes] == [str(path) for path in own]
+    assert made.server_data == str(parts / "server")
+
+
+def test_data_of_their_own_that_is_incomplete_is_refused(tmp_path: Path) -> None:
+    own, parts = of_their_own(tmp_path), split(tmp_path / "parts", 3)
+    assert refused(tmp_path / "d", own=own) == [
+        f"--own {own[0]}: needs --data, for what the server tests on"
+    ]
+    for path in tmp_path.glob("*th/dataset.json"):
+        path.unlink()
+    assert refused(tmp_path / "d", nodes=3, data=parts, own=own) == [
+        *(
+            f"--own {path}: {tmp_path / name / 'dataset.json'} is missing; the server's has what "
+            "it is: fedsim data split CONFIG --server-only --out DIR"
+            for path, name in zip(own, ("north", "south"), strict=True)
+        ),
+        "--own is given for 2 nodes, --nodes says 3; use one number",
+    ]
 
 
 def test_a_device_that_says_nothing_of_containers_is_refused(tmp_path: Path) -> None:
@@ -1081,26 +1117,40 @@ def test_what_cannot_be_mended_is_told(naps: list[float]) -> None:
         next(lines)
 
 
-def online(name: str, status: str = "online") -> Node:
-    return Node(id=1, name=name, status=status, public_key=b"")
+Registered = Callable[..., Node]
+
+
+@pytest.fixture
+def registered(tmp_path: Path) -> Registered:
+    """Return a function that gives a node of the test's folder, with its key, as it stands."""
+    for name in "abcd":
+        keys.make_node_key(tmp_path / "nodes" / name)
+
+    def node_of(name: str, status: str = "online") -> Node:
+        key = key_bytes(tmp_path / "nodes" / name / "key.pub")
+        return Node(id=ord(name), name=name, status=status, public_key=key)
+
+    return node_of
 
 
 def test_nodes_are_waited_for_until_all_are_there(
-    naps: list[float], said: list[str], tmp_path: Path
+    registered: Registered, naps: list[float], said: list[str], tmp_path: Path
 ) -> None:
-    known = [[], [online("a"), online("b", "offline")], [online("a"), online("b")]]
-    made = plan(tmp_path, "a", "b")
+    a, b = registered("a"), registered("b")
+    known = [[], [a, registered("b", "offline")], [a, b]]
     superlink: Any = FakeSuperLink(known=known)
-    found = operate.wait_for_nodes(made, superlink, said.append, 30)
-    assert [node.name for node in found] == ["a", "b"]
+    found = operate.wait_for_nodes(plan(tmp_path, "a", "b"), superlink, said.append, 30)
+    assert found == [a, b]
     assert said == ["0 of 2 nodes online", "1 of 2 nodes online", "2 of 2 nodes online"]
 
 
 def test_nodes_that_do_not_come_are_named(
-    naps: list[float], said: list[str], tmp_path: Path
+    registered: Registered, naps: list[float], said: list[str], tmp_path: Path
 ) -> None:
     made = plan(tmp_path, "a", "b", "c", "d", revoked=("d",))
-    superlink: Any = FakeSuperLink(known=[[online("b"), online("c", "offline")]])
+    namesake = dataclasses.replace(registered("a"), public_key=b"of another time")
+    known = [registered("b"), registered("c", "offline"), registered("d"), namesake]
+    superlink: Any = FakeSuperLink(known=[known])
     with pytest.raises(EngineError) as caught:
         operate.wait_for_nodes(made, superlink, said.append, 3)
     assert str(caught.value) == (
@@ -1111,14 +1161,10 @@ def test_nodes_that_do_not_come_are_named(
 
 
 def test_keys_are_registered_once_and_those_that_were_revoked_never(
-    said: list[str], tmp_path: Path
+    registered: Registered, said: list[str], tmp_path: Path
 ) -> None:
-    made = plan(tmp_path, "a", "b", "c", revoked=("c",))
-    for one in made.nodes:
-        keys.make_node_key(made.folder_of(one))
-    known = dataclasses.replace(online("a"), public_key=key_bytes(tmp_path / "nodes/a/key.pub"))
-    superlink: Any = FakeSuperLink(known=[[known]])
-    operate.register(made, superlink, said.append)
+    superlink: Any = FakeSuperLink(known=[[registered("a")]])
+    operate.register(plan(tmp_path, "a", "b", "c", revoked=("c",)), superlink, said.append)
     assert superlink.registered == ["b"]
     assert said == ["b: key registered"]
 
@@ -1126,13 +1172,14 @@ def test_keys_are_registered_once_and_those_that_were_revoked_never(
 # What Compose is given.
 
 
-@pytest.fixture
-def deployment(tmp_path: Path) -> Deployment:
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     """Return one of eleven nodes, so that a name is the beginning of another."""
+    root = tmp_path_factory.mktemp("eleven")
     made = create(
-        tmp_path / "d",
+        root / "d",
         nodes=11,
-        data=split(tmp_path / "parts", 11),
+        data=split(root / "parts", 11),
         devices=("phone", "laptop"),
         port=8123,
     )
@@ -1182,13 +1229,16 @@ def test_what_a_node_is_started_with_is_read_by_it(deployment: Deployment) -> No
     assert others == command[3:6]
 
 
-def test_a_node_whose_data_is_a_file_is_given_the_file(tmp_path: Path) -> None:
-    (tmp_path / "own.csv").write_text("a,b\n1,2\n")
-    made = create(tmp_path / "d", nodes=1)
-    own = dataclasses.replace(made.nodes[0], data=str(tmp_path / "own.csv"))
-    service = services(dataclasses.replace(made, nodes=(own,)))["node-0"]
-    assert service["volumes"][1:] == [f"{tmp_path}/own.csv:/data/own.csv:ro"]
-    assert service["command"][-1] == "--data=/data/own.csv"
+def test_a_node_whose_data_is_a_file_is_given_it_and_its_card(tmp_path: Path) -> None:
+    own, parts = of_their_own(tmp_path), split(tmp_path / "parts", 1)
+    written = services(create(tmp_path / "d", data=parts, own=own))
+    assert written["node-0"]["volumes"][1:] == [f"{tmp_path}/north:/data:ro"]
+    assert written["node-0"]["command"][-1] == "--data=/data"
+    assert written["node-1"]["volumes"][1:] == [
+        f"{tmp_path}/south/dataset.json:/data/dataset.json:ro",
+        f"{tmp_path}/south/patients.csv:/data/patients.csv:ro",
+    ]
+    assert written["node-1"]["command"][-1] == "--data=/data/patients.csv"
 
 
 def test_without_data_nothing_is_mounted_but_keys(tmp_path: Path) -> None:

@@ -334,22 +334,28 @@ def test_the_first_try_says_that_it_has_no_keys(files: dict[str, Services]) -> N
         assert "/tls" not in str(service)
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        DEPLOYED,
-        pytest.param(
-            FIRST_TRY,
-            marks=pytest.mark.xfail(strict=True, reason="fedsim.deployment.submit is not there"),
-        ),
-        "compose.yaml",
-    ],
-)
+@pytest.mark.parametrize("file", FILES)
 def test_every_module_that_a_service_runs_is_there(file: str, files: dict[str, Services]) -> None:
     commands = [words(service) for service in files[file].values()]
     modules = {command[2] for command in commands if command[:2] == ["python", "-m"]}
     assert "fedsim.deployment.node" in modules
     assert [name for name in modules if importlib.util.find_spec(name) is None] == []
+
+
+def test_what_is_submitted_is_a_command_of_fedsim(files: dict[str, Services]) -> None:
+    import typer
+
+    from fedsim.cli.main import app
+
+    fedsim, *arguments = words(files[FIRST_TRY]["submit"])
+    assert fedsim == "fedsim"
+    command: Any = typer.main.get_command(app)
+    while arguments and arguments[0] in getattr(command, "commands", {}):
+        command = command.commands[arguments.pop(0)]
+    read = command.make_context("submit", arguments).params
+    assert read["address"] == "superlink:8000"
+    assert read["insecure"] is True
+    assert str(read["file"]) in {mount.target for mount in mounts(files[FIRST_TRY]["submit"])}
 
 
 def test_what_is_mounted_from_the_checkout_is_there(files: dict[str, Services]) -> None:
