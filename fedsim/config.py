@@ -141,6 +141,12 @@ class ServerTable:
     q: float = setting(0.1, "qfedavg: fairness", low=0)
     evaluate_every: int = setting(1, "test the global model every so many rounds", low=1)
     round_timeout_seconds: float = setting(600.0, "a reply that takes longer is missed", above=0)
+    left_out: str = setting("", "clients that are never asked, such as 2,5: their rows say so")
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """The clients of ``left_out``, by number."""
+        return tuple(int(number) for number in self.left_out.split(",") if number.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,7 @@ def data_conflicts(e: Experiment) -> Iterator[Conflict]:
             ("server.clients_per_round", "data.clients"),
             f"server.clients_per_round = {cohort}: more than data.clients = {d.clients}",
         )
+    yield from absence_conflicts(e.server.left_out, d.clients)
     if d.dataset in ("file", "split") and not d.path:
         what = "file" if d.dataset == "file" else "folder"
         yield (
@@ -111,6 +112,22 @@ def byzantine_conflicts(e: Experiment) -> Iterator[Conflict]:
             f"server.byzantine_clients = {hostile}: {strategy} then needs "
             f"server.clients_per_round of at least {factor * hostile + 3}, not {cohort}",
         )
+
+
+def absence_conflicts(left_out: str, clients: int) -> Iterator[Conflict]:
+    """Yield what is wrong with the clients that are never asked."""
+    involved = ("server.left_out", "data.clients")
+    numbers = [part.strip() for part in left_out.split(",")] if left_out else []
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        yield involved, f"server.left_out = {left_out!r}: write numbers of clients, such as 2,5"
+    elif clients and (beyond := [number for number in numbers if int(number) >= clients]):
+        yield (
+            involved,
+            f"server.left_out = {left_out!r}: there is no client {beyond[0]}, "
+            f"as data.clients = {clients} and the first is 0",
+        )
+    elif clients and len(set(map(int, numbers))) == clients:
+        yield involved, f"server.left_out = {left_out!r}: leaves nobody; name fewer"
 
 
 def transport_conflicts(e: Experiment) -> Iterator[Conflict]:

@@ -57,7 +57,13 @@ def main(grid: Grid, context: Context) -> None:
     arrays = read_arrays(model)
     aggregator = make_aggregator(experiment, arrays, clients=clients)
     timeout_seconds = server.round_timeout_seconds
-    at = locate_clients(grid, clients, form=parts.form(experiment), timeout_seconds=timeout_seconds)
+    at = locate_clients(
+        grid,
+        clients,
+        form=parts.form(experiment),
+        absent=server.absent,
+        timeout_seconds=timeout_seconds,
+    )
     plan = parts.plan(experiment)
     # Clients that had to be asked where they are also said what they hold, which may be only there.
     sizes = parts.partition(experiment).sizes if at.sizes is None else at.sizes

@@ -306,6 +306,21 @@ def test_an_activation_carries_parameters() -> None:
 
 CONFLICTS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     (
+        {"server.left_out": "1,two"},
+        "server.left_out = '1,two': write numbers of clients, such as 2,5",
+        {"server.left_out": "1, 2"},
+    ),
+    (
+        {"server.left_out": "1,7", "data.clients": 5, "server.clients_per_round": 2},
+        "server.left_out = '1,7': there is no client 7, as data.clients = 5 and the first is 0",
+        {"server.left_out": "1,4"},
+    ),
+    (
+        {"server.left_out": "1,0", "data.clients": 2, "server.clients_per_round": 2},
+        "server.left_out = '1,0': leaves nobody; name fewer",
+        {"server.left_out": "1"},
+    ),
+    (
         {"data.clients": 0},
         'data.clients = 0: needs data.partition = "natural"; otherwise give a number',
         {"data.clients": 10},
@@ -544,5 +559,5 @@ def test_the_digest_and_the_differences_leave_out_where_and_how_a_run_is_execute
 def test_the_digest_is_the_same_everywhere() -> None:
     # A change of this value makes every stored run one of another experiment.
     assert Experiment().digest() == (
-        "2e115e17212186afce2cee354e7f5f39f1aedb8dd9101f720862cec5f9b49252"
+        "e5f1c5ac2e5da3239abc01df1b60cffa6e5d71d8e375993ccc4a9eec0217727c"
     )

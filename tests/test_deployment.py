@@ -60,6 +60,8 @@ from fedsim.measure.devices import load_limits
 from fedsim.records import RoundRow
 from fedsim.telling import read_round, round_line
 
+pytestmark = pytest.mark.timeout(60)  # what should not wait may otherwise wait for ever
+
 ROOT = Path(__file__).parents[1]
 HOSTS = ("superlink", "localhost", "127.0.0.1", "fl.example.org", "::1")
 

@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.run import Run as FlowerRun
 
 from fedsim import parts
@@ -365,6 +367,32 @@ def test_a_client_without_usable_data_is_left_out_and_never_asked(
     assert f"client {first} (node {NODES[first]}) is left out: " in told.text
 
 
+def test_a_client_that_the_experiment_leaves_out_needs_no_node(
+    deployed: Make, folders: Path, client_app: ClientApp, run_inline: RunInline
+) -> None:
+    """Nobody waits for a node that was shut out, and a simulation without it gives the same."""
+    first, *others = sampling.choose_clients(0, 1, clients=8, cohort=4)
+    server = {"round_timeout_seconds": 9.0, "left_out": str(first)}
+    experiment = deployed(experiment={"rounds": 1}, server=server)
+    grid = ForeignGrid(
+        client_app, NODES, experiment.flat(), late={first: 10**6}, data=at_nodes(folders)
+    )
+    run = serve(experiment, grid)
+    assert run.clients.client.tolist() == [first, *others]
+    assert run.clients.status.tolist() == ["failed", "ok", "ok", "ok"]
+    assert run.clients.error.tolist()[0] == "left out: server.left_out names it"
+    assert grid.looks == 1
+    again = deployed(experiment={"rounds": 1}, server=server)
+    whole = replace(
+        again,
+        data=replace(again.data, path=str(folders)),
+        run=replace(again.run, out=f"{again.run.out}-simulated"),
+    )
+    simulated = run_inline(whole)
+    assert simulated.clients.error.tolist()[0] == "left out: server.left_out names it"
+    assert simulated.manifest.model_sha256 == run.manifest.model_sha256
+
+
 def test_a_round_of_clients_that_are_all_left_out_fails_with_the_reason(
     deployed: Make, folders: Path, client_app: ClientApp
 ) -> None:
@@ -594,3 +622,21 @@ def test_the_time_does_not_run_while_the_grid_is_away(
     monkeypatch.setattr(exchange, "time", Clock)
     timeout_seconds = 0.15 if away_seconds < 1 else 1.0
     assert answered(Away([None, "b", None], {"b": 3}), timeout_seconds) == replies
+
+
+def test_messages_are_pushed_again_where_a_superlink_ended_in_the_midst() -> None:
+    pushed: list[int] = []
+
+    class Ending(Mailbox):
+        def push_messages(self, messages: list[Message]) -> list[str | None]:
+            pushed.append(len(messages))
+            if len(pushed) <= broken_pushes:
+                raise ObjectPushError("object", 1, "session")
+            return super().push_messages(messages)
+
+    broken_pushes = 2
+    assert answered(Ending(["a", "b", "c"], {"a": 1, "b": 1, "c": 1}), 60) == {"a", "b", "c"}
+    assert pushed == [3, 3, 3]
+    broken_pushes = 10**9
+    with pytest.raises(ObjectPushError):
+        answered(Ending(["a", "b", "c"], {}), 60)

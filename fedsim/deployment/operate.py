@@ -163,6 +163,8 @@ def shut_out(made: Deployment, superlink: SuperLink, name: str) -> None:
 def fitted(experiment: Experiment, made: Deployment, tell: Tell) -> Experiment:
     """Return an experiment with as many clients as there are nodes, and data where it lies.
 
+    Clients whose node was shut out are left out: the others keep their numbers.
+
     Raises:
         ConfigError: its data is not at the nodes, or it is of another number of clients.
     """
@@ -193,6 +195,10 @@ def fitted(experiment: Experiment, made: Deployment, tell: Tell) -> Experiment:
         )
         data = dataclasses.replace(data, clients=nodes)
         server = dataclasses.replace(server, clients_per_round=cohort)
+    gone = [str(node.partition) for node in made.nodes if node not in made.active]
+    if gone:
+        tell(f"left out, as their nodes are revoked: clients {', '.join(gone)}")
+        server = dataclasses.replace(server, left_out=",".join(gone))
     return dataclasses.replace(experiment, data=data, server=server)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
+log = logging.getLogger("flwr.fedsim")
 
 # Between two looks for replies; Flower's own loop waits three seconds.
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS, GROWTH = 0.05, 0.5, 1.5
 # A call that takes longer was tried again and again.
 AWAY_SECONDS = 2.0
+PUSHES = 5
 
 
 def knows_its_nodes(grid: Grid) -> bool:
@@ -31,7 +36,7 @@ def send_and_receive(
     if knows_its_nodes(grid):
         return list(grid.send_and_receive(messages, timeout=timeout_seconds))
     deadline = time.monotonic() + timeout_seconds
-    waiting = {message_id for message_id in grid.push_messages(messages) if message_id is not None}
+    waiting = {message_id for message_id in push(grid, list(messages)) if message_id is not None}
     replies: list[Message] = []
     pause = FIRST_PAUSE_SECONDS
     while waiting:
@@ -47,3 +52,21 @@ def send_and_receive(
         time.sleep(min(pause, left))
         pause = min(pause * GROWTH, LAST_PAUSE_SECONDS)
     return replies
+
+
+def push(grid: Grid, messages: list[Message]) -> list[str | None]:
+    """Push messages, again where a SuperLink ended in the midst of it; return their ids.
+
+    An object whose receipt was lost with the SuperLink is refused when Flower sends it once more,
+    although it is there. To push the same messages again is safe: they keep their ids, and only
+    what is missing travels.
+
+    Raises:
+        ObjectPushError: also at the last attempt.
+    """
+    for _ in range(PUSHES - 1):
+        try:
+            return list(grid.push_messages(messages))
+        except ObjectPushError as error:
+            log.warning("messages are pushed again: %s", error)
+    return list(grid.push_messages(messages))

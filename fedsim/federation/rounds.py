@@ -95,7 +95,8 @@ def federated_rounds(
     """
     ask: Asker
     absent = left_out or {}
-    if takes_cohorts(grid) and not aggregator.clients_keep_state and not transport.codes:
+    each = aggregator.clients_keep_state or transport.codes or bool(absent)
+    if takes_cohorts(grid) and not each:
         ask = Blocks(
             grid=grid,
             cut=cut,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from fedsim.flower import PARTITION
 from fedsim.randomness import stream
 
 POLL_SECONDS = 1.0
+NAMED = "server.left_out names it"
 
 log = logging.getLogger("flwr.fedsim")
 
@@ -51,7 +52,14 @@ def choose_clients(seed: int, round: int, *, clients: int, cohort: int) -> list[
     return ids
 
 
-def locate_clients(grid: Grid, clients: int, *, form: Form, timeout_seconds: float) -> Whereabouts:
+def locate_clients(
+    grid: Grid,
+    clients: int,
+    *,
+    form: Form,
+    timeout_seconds: float,
+    absent: Collection[int] = (),
+) -> Whereabouts:
     """Return where the clients are, once every partition has a node that answered for it.
 
     fedsim's grid knows its nodes. Any other (Flower's, whose node ids are random in every run)
@@ -63,13 +71,15 @@ def locate_clients(grid: Grid, clients: int, *, form: Form, timeout_seconds: flo
         clients: how many there have to be.
         form: that their examples must have.
         timeout_seconds: how long to wait for a node's answer, and for partitions to appear.
+        absent: clients that the experiment leaves out, whatever their nodes say.
 
     Raises:
         RunFailed: partitions are still missing when the time is up, or no client has usable data.
     """
     if knows_its_nodes(grid):
-        return Whereabouts(node_of=grid.node_of)  # type: ignore[attr-defined]
-    roll = RollCall(clients)
+        named = dict.fromkeys(absent, NAMED)
+        return Whereabouts(node_of=grid.node_of, left_out=named)  # type: ignore[attr-defined]
+    roll = RollCall(clients, absent)
     deadline = time.monotonic() + timeout_seconds
     while True:
         nodes = [n for n in grid.get_node_ids() if n not in roll.heard]
@@ -97,9 +107,10 @@ class RollCall:
         heard: nodes that need not be asked again.
     """
 
-    def __init__(self, clients: int) -> None:
+    def __init__(self, clients: int, absent: Collection[int] = ()) -> None:
         self.node_of: dict[int, int] = {}
-        self.left_out: dict[int, str] = {}
+        self.left_out: dict[int, str] = dict.fromkeys(absent, NAMED)
+        self._absent = frozenset(absent)
         self.heard: set[int] = set()
         self._clients = clients
         self._sizes = np.zeros(clients, np.int64)
@@ -122,6 +133,8 @@ class RollCall:
         if not 0 <= client < self._clients:
             text = "node %d is ignored: it has partition-id=%d, and data.clients = %d"
             log.warning(text, node, client, self._clients)
+        elif client in self._absent:
+            log.info("node %d is not asked: client %d is in server.left_out", node, client)
         elif client in self.node_of:
             text = "node %d is ignored: partition %d is at node %d; give every node its own"
             log.warning(text, node, client, self.node_of[client])
