@@ -143,6 +143,21 @@ def test_the_commands() -> None:
         "data": [],
         "data fetch": ["--data-dir", "--from"],
         "data split": ["--data-dir", "--out", "--quiet", "--server-only", "--set"],
+        "deploy": [],
+        "deploy init": [
+            *("--data", "--device", "--host", "--nodes", "--own", "--port", "--publish"),
+        ],
+        "deploy up": ["--build", "--dir", "--quiet", "--wait"],
+        "deploy submit": [
+            *("--certificate", "--dir", "--format", "--insecure", "--open", "--out", "--quiet"),
+            *("--set", "--superlink"),
+        ],
+        "deploy status": ["--dir", "--format"],
+        "deploy logs": ["--dir", "--follow", "--tail"],
+        "deploy stop": ["--dir"],
+        "deploy rotate": ["--dir"],
+        "deploy revoke": ["--dir"],
+        "deploy down": ["--dir", "--volumes"],
     }
 
 

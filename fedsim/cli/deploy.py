@@ -52,6 +52,13 @@ def init(
         list[str] | None,
         typer.Option(help="Another name or address that nodes reach this machine by."),
     ] = None,
+    publish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS:PORT",
+            help="Let nodes on other machines in there; they need a --host to reach it by.",
+        ),
+    ] = None,
 ) -> None:
     """Make the keys of a deployment and the plan of its nodes.
 
@@ -61,7 +68,8 @@ def init(
     Examples:
 
         fedsim deploy init --nodes 3
-        fedsim deploy init hospitals --nodes 5 --data split --host fl.example.org
+        fedsim deploy init hospitals --nodes 5 --data split
+        fedsim deploy init wide --nodes 2 --host fl.example.org --publish 0.0.0.0:8443
         fedsim deploy init two --nodes 2 --data card --own north/ --own south/patients.csv
         fedsim deploy init slow --nodes 4 --device phone --device laptop
     """
@@ -76,6 +84,7 @@ def init(
         devices=device or [],
         port=port,
         hosts=host or [],
+        publish=publish or "",
     )
     write_files(made)
     typer.echo(f"{directory}: keys of an authority, a server and {nodes} nodes")
@@ -178,12 +187,11 @@ def submit_elsewhere(
         raise ConfigError(
             [f"--superlink {address}: give either its --certificate, or --insecure without TLS"]
         )
-    experiment = operate.placed(asked)
     with SuperLink(address, certificate) as superlink:
-        standing = run_there(superlink, experiment, quiet=quiet)
+        standing = run_there(superlink, operate.packed(asked), quiet=quiet)
     if not standing.completed:
         raise RunFailed(f"the run failed: {standing}")
-    typer.echo(f"completed; the server keeps its ledger in {experiment.run.out}")
+    typer.echo("completed; the server keeps the ledger")
 
 
 def run_there(superlink: SuperLink, experiment: Experiment, *, quiet: bool) -> Standing:
@@ -258,7 +266,7 @@ def status(directory: Where = DEFAULT, output: Format = OutputFormat.text) -> No
     with operate.connect(made) as superlink:
         healthy = superlink.healthy()
         known = {node.name: node for node in superlink.nodes()} if healthy else {}
-    services = ["superlink", "superexec", *(node.name for node in made.nodes)]
+    services = [*operate.SERVICES, *(node.name for node in made.nodes)]
     plans = {node.name: node for node in made.nodes}
     rows = []
     for name in services:

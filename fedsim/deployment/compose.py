@@ -41,6 +41,8 @@ def write_files(made: Deployment) -> None:
     services = {node.name: service(made, node, pattern) for node in made.active}
     if made.server_data:
         services["superexec"] = {"volumes": [f"{made.server_data}:{DATA}:ro"]}
+    if made.publish:
+        services["gate"] = {"ports": [f"{made.publish}:8000"], "networks": ["control"]}
     header = "# Written by fedsim deploy, from deployment.toml: a service for each node.\n\n"
     text = header + yaml.safe_dump({"services": services}, sort_keys=False)
     write_atomically(made.directory / OVERRIDE, text.encode())

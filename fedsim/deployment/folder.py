@@ -25,7 +25,7 @@ CARD = "dataset.json"  # beside a node's own examples, see fedsim.data
 IMAGE_USER = 10001  # of the Dockerfile
 DEFAULT_PORT = 8000
 # The server's name among the containers, and what it is called on this machine.
-OWN_HOSTS = ("superlink", "localhost", "127.0.0.1")
+OWN_HOSTS = ("superlink", "gate", "localhost", "127.0.0.1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ class Deployment:
         hosts: names and addresses that its certificate is for.
         nodes: in the order of their partitions.
         server_data: the folder of the test part; empty where the dataset is part of fedsim.
+        publish: address and port at which nodes elsewhere reach the gate; empty for nowhere.
         revoked: names of nodes that were shut out.
     """
 
@@ -65,6 +66,7 @@ class Deployment:
     hosts: tuple[str, ...]
     nodes: tuple[NodePlan, ...]
     server_data: str = ""
+    publish: str = ""
     revoked: tuple[str, ...] = ()
 
     @property
@@ -109,6 +111,7 @@ def create(
     devices: Sequence[str] = (),
     port: int = DEFAULT_PORT,
     hosts: Sequence[str] = (),
+    publish: str = "",
 ) -> Deployment:
     """Make keys and plans for a deployment.
 
@@ -121,6 +124,7 @@ def create(
         devices: profiles in ``configs/devices``, dealt to the nodes in turn.
         port: on this machine's loopback.
         hosts: other names and addresses that nodes reach this machine by.
+        publish: address and port at which nodes on other machines are let in.
 
     Raises:
         ConfigError: with every problem found.
@@ -131,6 +135,8 @@ def create(
         problems.append(f"--nodes {nodes}: a federation has at least one")
     if not 1 <= port <= 65535:
         problems.append(f"--port {port}: must be between 1 and 65535")
+    if publish and not re.fullmatch(r"[\d.]+:\d{1,5}", publish):
+        problems.append(f"--publish {publish!r}: write an address and a port, such as 0.0.0.0:8443")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         problems.append(
             f"{directory} is not empty; name another folder, or use what is there: fedsim deploy up"
@@ -156,6 +162,7 @@ def create(
             for k in range(nodes)
         ),
         server_data=server,
+        publish=publish,
     )
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o700)
@@ -202,17 +209,18 @@ def project_name(directory: Path) -> str:
 def make_keys(made: Deployment) -> None:
     """Write all keys, each where only its owner is given it."""
     root = made.directory
-    authority, tls, server = root / "ca", root / "tls", root / "server"
+    authority, tls, server, gate = (root / name for name in ("ca", "tls", "server", "gate"))
     keys.make_authority(authority, made.name)
     keys.make_server_certificate(authority, tls, made.hosts)
     keys.make_secret(tls / "superexec.secret")
-    for folder in (tls, server):
+    keys.make_server_certificate(authority, gate, made.hosts)
+    for folder in (tls, server, gate):
         folder.mkdir(exist_ok=True)
         shutil.copyfile(authority / "ca.crt", folder / "ca.crt")
     keys.write(server / "superexec.secret", (tls / "superexec.secret").read_bytes(), keys.PRIVATE)
     for node in made.nodes:
         make_node(made, node)
-    for folder in (tls, server):
+    for folder in (tls, server, gate):
         give(folder)
 
 
@@ -270,7 +278,7 @@ def load(directory: Path) -> Deployment:
             nodes=nodes,
             hosts=tuple(content["hosts"]),
             revoked=tuple(content["revoked"]),
-            **{key: content[key] for key in ("name", "port", "server_data")},
+            **{key: content[key] for key in ("name", "port", "server_data", "publish")},
         )
     except (KeyError, TypeError) as error:
         raise ConfigError([f"{path}: is damaged: {error}"]) from error

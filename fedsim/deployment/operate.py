@@ -22,7 +22,7 @@ from fedsim.deployment.superlink import Node, Standing, SuperLink, key_bytes
 from fedsim.errors import ConfigError, EngineError, RunFailed
 from fedsim.ledger.files import MANIFEST
 
-SERVICES = ("superlink", "superexec")
+SERVICES = ("superlink", "superexec", "gate")
 RUNS = "/state/runs"  # in the SuperExec's container
 POLL_SECONDS = 1.0
 ONLINE = "online"
@@ -202,16 +202,22 @@ def fitted(experiment: Experiment, made: Deployment, tell: Tell) -> Experiment:
     return dataclasses.replace(experiment, data=data, server=server)
 
 
-def placed(experiment: Experiment) -> Experiment:
-    """Return an experiment with a new run directory, on the server's volume.
+def packed(experiment: Experiment) -> Experiment:
+    """Return an experiment whose models travel as one array, to wherever its server puts it.
 
-    Models travel packed: a SuperLink keeps and hands out every array by itself, and is busy with
-    that for most of a round.
+    A SuperLink keeps and hands out every array by itself, and is busy with that for most of a
+    round of little work.
     """
-    name = f"{experiment.experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    run = dataclasses.replace(experiment.run, out=f"{RUNS}/{name}", data_dir="")
+    run = dataclasses.replace(experiment.run, out="", data_dir="")
     update = dataclasses.replace(experiment.update, packed=True)
     return dataclasses.replace(experiment, run=run, update=update)
+
+
+def placed(experiment: Experiment) -> Experiment:
+    """Return an experiment as :func:`packed` does, with a new directory on the server's volume."""
+    name = f"{experiment.experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    sent = packed(experiment)
+    return dataclasses.replace(sent, run=dataclasses.replace(sent.run, out=f"{RUNS}/{name}"))
 
 
 def submit(superlink: SuperLink, experiment: Experiment, apps: Path) -> int:

@@ -195,7 +195,7 @@ def answered(address: str) -> Iterator[None]:
     except httpx.HTTPError as error:
         raise EngineError(
             f"the SuperLink at {address} cannot be reached ({error}); is it up? "
-            "fedsim deploy status DIR"
+            "fedsim deploy status"
         ) from error
 
 
