@@ -362,7 +362,7 @@ def test_what_is_secret_is_not_in_the_image(
 
 
 def test_containers_are_hardened_where_they_run(deployed: Deployed) -> None:
-    for service in ("superlink", "superexec", *(node.name for node in deployed.made.nodes)):
+    for service in (*operate.SERVICES, *(node.name for node in deployed.made.nodes)):
         (described,) = json.loads(docker("inspect", deployed.container(service)))
         host = described["HostConfig"]
         assert host["ReadonlyRootfs"], service
@@ -379,6 +379,32 @@ def test_containers_are_hardened_where_they_run(deployed: Deployed) -> None:
         assert [p["HostIp"] for p in ports] == (["127.0.0.1"] if service == "superlink" else [])
         mounts = {m["Destination"]: m["RW"] for m in described["Mounts"]}
         assert {path for path, writable in mounts.items() if writable} <= {"/state"}, service
+
+
+def test_a_node_reaches_what_is_for_nodes_alone(deployed: Deployed) -> None:
+    """It may not start runs, which is to run code at every node; nor see the SuperLink at all."""
+    script = """
+import http.client, ssl
+context = ssl.create_default_context(cafile="/node/ca.crt")
+for host, path in (
+    ("gate", "/health"), ("gate", "/v1/control/list-runs"), ("gate", "/v1/control/start-run"),
+    ("gate", "/v1/runtime/acquire-task"), ("gate", "/v1/fleet/../control/list-runs"),
+    ("gate", "/v1/fleet/%2e%2e/control/list-runs"), ("superlink", "/health"),
+):
+    connection = http.client.HTTPSConnection(host, 8000, timeout=5, context=context)
+    try:
+        connection.request("GET" if path == "/health" else "POST", path, b"")
+        print(host, path, connection.getresponse().status)
+    except OSError:
+        print(host, path, "unreachable")
+"""
+    container = deployed.container("node-0")
+    said = [line.split() for line in docker("exec", container, "python", "-c", script).splitlines()]
+    first, *refused, last = said
+    assert first == ["gate", "/health", "200"]
+    assert len(refused) == 5
+    assert {status for _, _, status in refused} == {"404"}
+    assert last == ["superlink", "/health", "unreachable"]
 
 
 def test_a_stranger_is_given_nothing(
@@ -400,7 +426,7 @@ def test_a_stranger_is_given_nothing(
                 *("run", "--detach", "--read-only", "--tmpfs", "/tmp:mode=1777"),
                 *("--user", folder.container_user(), "--network", f"{made.name}_fleet"),
                 *("--volume", f"{directory}:/node:ro", IMAGE),
-                *("python", "-m", "fedsim.deployment.node", "--superlink=superlink:8000"),
+                *("python", "-m", "fedsim.deployment.node", "--superlink=gate:8000"),
                 *("--root-certificates=/node/ca.crt", "--auth-supernode-private-key=/node/key"),
                 *("--partition-id=0", "--partitions=3", "--max-wait-time=15"),
             ).strip()
@@ -580,7 +606,7 @@ def test_down_leaves_nothing_but_what_was_asked_for(
         deployed.deploy("down", "--volumes")
     assert left("volume") == []
     alive = subprocess.run(
-        ["pgrep", "--full", "fedsim.deployment.node --superlink=superlink"],
+        ["pgrep", "--full", "fedsim.deployment.node --superlink=gate"],
         capture_output=True,
         check=False,
     )
