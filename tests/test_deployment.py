@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import io
 import ipaddress
@@ -28,7 +29,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
+import httpx
 import pytest
 import yaml
 from cryptography import x509
@@ -51,7 +54,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.config import Experiment, from_flat
-from fedsim.deployment import claims, compose, folder, forking, health, keys, node, operate
+from fedsim.deployment import (
+    claims,
+    compose,
+    folder,
+    forking,
+    gate,
+    health,
+    keys,
+    node,
+    operate,
+)
 from fedsim.deployment.bundle import make_bundle
 from fedsim.deployment.folder import Deployment, NodePlan
 from fedsim.deployment.superlink import Node, Standing, key_bytes
@@ -63,12 +76,7 @@ from fedsim.telling import read_round, round_line
 pytestmark = pytest.mark.timeout(60)  # what should not wait may otherwise wait for ever
 
 ROOT = Path(__file__).parents[1]
-HOSTS = ("superlink", "localhost", "127.0.0.1", "fl.example.org", "::1")
-
-
-def bug(what: str) -> pytest.MarkDecorator:
-    """Mark what is known not to hold yet; it fails as soon as it does."""
-    return pytest.mark.xfail(strict=True, reason=what)
+HOSTS = ("superlink", "gate", "localhost", "127.0.0.1", "fl.example.org", "::1")
 
 
 def mode(path: Path) -> int:
@@ -282,10 +290,7 @@ def test_what_could_not_be_written_leaves_nothing(
     [
         *("", "fl example.org", "https://fl.example.org", "fl.example.org:8000", "me@example.org"),
         *("192.168.0.0/24", "münchen.example"),
-        *(
-            pytest.param(host, marks=bug("no name of a host, and taken for one"))
-            for host in ("fl\texample", "fl.example.org\n", "a,b", "a..b", "x" * 254)
-        ),
+        *("fl\texample", "fl.example.org\n", "a,b", "a..b", "x" * 254),
     ],
 )
 def test_what_is_no_host_is_refused(host: str) -> None:
@@ -322,13 +327,14 @@ def test_what_was_made_is_read_again(tmp_path: Path) -> None:
         devices=("phone", "laptop"),
         port=8123,
         hosts=("fl.example.org", "localhost", "::1"),
+        publish="0.0.0.0:8443",
     )
     assert folder.load(tmp_path / "clinic") == made
     assert made == Deployment(
         directory=tmp_path / "clinic",
         name="fedsim-clinic",
         port=8123,
-        hosts=("superlink", "localhost", "127.0.0.1", "fl.example.org", "::1"),
+        hosts=("superlink", "gate", "localhost", "127.0.0.1", "fl.example.org", "::1"),
         nodes=tuple(
             NodePlan(
                 name=f"node-{k}",
@@ -339,6 +345,7 @@ def test_what_was_made_is_read_again(tmp_path: Path) -> None:
             for k, device in enumerate(("phone", "laptop", "phone"))
         ),
         server_data=str(tmp_path / "parts" / "server"),
+        publish="0.0.0.0:8443",
     )
     assert made.address == "127.0.0.1:8123"
     assert [plan.limits() for plan in made.nodes] == [
@@ -366,6 +373,7 @@ PLANS = st.builds(NodePlan, name=TEXT, partition=st.integers(0, 2**40), device=T
     hosts=st.lists(TEXT).map(tuple),
     nodes=st.lists(PLANS, max_size=4).map(tuple),
     server_data=TEXT,
+    publish=TEXT,
     revoked=st.lists(TEXT).map(tuple),
 )
 @settings(deadline=None, max_examples=40)
@@ -399,7 +407,6 @@ def test_every_problem_is_told_at_once_and_nothing_is_made(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.rglob("*")] == ["here", "notes.txt"]
 
 
-@bug("a device or a host that is wrong is told alone")
 def test_so_are_the_device_and_the_hosts(tmp_path: Path) -> None:
     problems = refused(tmp_path / "d", 0, devices=("toaster", "phone"), hosts=("a b", "c d"))
     assert len(problems) == 4
@@ -410,6 +417,13 @@ def test_so_are_the_device_and_the_hosts(tmp_path: Path) -> None:
     [
         ({"nodes": -1}, "--nodes -1: a federation has at least one"),
         ({"port": 0}, "--port 0: must be between 1 and 65535"),
+        *(
+            (
+                {"publish": where},
+                f"--publish {where!r}: write an address and a port, such as 0.0.0.0:8443",
+            )
+            for where in ("8443", "0.0.0.0", "fl.example.org:8443", "0.0.0.0:8443:8000")
+        ),
         ({"hosts": ("a b",)}, "--host 'a b': is neither a host's name nor an address"),
         (
             {"devices": ("phnoe",)},
@@ -498,15 +512,16 @@ def test_keys_lie_where_their_owner_alone_reads_them(tmp_path: Path) -> None:
     assert {name: oct(mode(path)) for name, path in found.items() if path.is_dir()} == {
         "ca": "0o777",  # by the umask of this test; within a folder that is its owner's alone
         "nodes": "0o777",
-        **dict.fromkeys(("tls", "server", "nodes/node-0", "nodes/node-1"), "0o700"),
+        **dict.fromkeys(("tls", "server", "gate", "nodes/node-0", "nodes/node-1"), "0o700"),
     }
     private = {
         *("ca/ca.key", "tls/server.key", "tls/superexec.secret", "server/superexec.secret"),
-        *("nodes/node-0/key", "nodes/node-1/key"),
+        *("gate/server.key", "nodes/node-0/key", "nodes/node-1/key"),
     }
     assert {name for name, path in found.items() if mode(path) == 0o600} == private
     public = {
         *("ca/ca.crt", "tls/ca.crt", "tls/server.crt", "server/ca.crt"),
+        *("gate/ca.crt", "gate/server.crt"),
         *(f"nodes/node-{k}/{name}" for k in (0, 1) for name in ("ca.crt", "key.pub")),
     }
     plain = {".gitignore", "deployment.toml", "compose.yaml", "compose.env"}
@@ -578,7 +593,6 @@ def test_compose_takes_every_name_of_a_project(name: str) -> None:
     assert re.fullmatch("[a-z0-9][a-z0-9_-]*", folder.project_name(Path("/somewhere") / name))
 
 
-@bug("a common name has 64 characters at most")
 def test_a_folder_may_have_a_long_name(tmp_path: Path) -> None:
     made = create(tmp_path / ("clinic" * 10), nodes=1)
     assert verify(made.directory / "tls", made.directory / "ca", "localhost")
@@ -973,7 +987,6 @@ def test_a_split_is_where_it_is_mounted(said: list[str], tmp_path: Path) -> None
     assert said == []
 
 
-@bug("found by the server alone, once the run has begun")
 def test_a_cohort_that_is_too_small_for_its_strategy_is_refused(
     said: list[str], tmp_path: Path
 ) -> None:
@@ -995,7 +1008,6 @@ def test_a_run_goes_to_the_server_s_volume_and_its_models_travel_packed() -> Non
     assert changed == {"run.out", "run.data_dir", "update.packed"}
 
 
-@bug("the new directory holds nothing to go on with, which the server finds")
 def test_a_new_run_resumes_none() -> None:
     assert not operate.placed(experiment(run__resume=True, run__out="here")).run.resume
 
@@ -1093,7 +1105,6 @@ def test_a_superlink_that_breaks_and_returns_is_followed_from_where_it_broke(
     assert superlink.waited == [60] * sick
 
 
-@bug("what is logged between a break and the end of the run is never asked for")
 def test_the_last_lines_are_not_lost_with_the_connection(naps: list[float]) -> None:
     streams = [
         [(1.0, "one\n"), EngineError("cannot be reached")],
@@ -1102,7 +1113,6 @@ def test_the_last_lines_are_not_lost_with_the_connection(naps: list[float]) -> N
     assert followed(FakeSuperLink(streams)) == ["one", "two"]
 
 
-@bug("a colour is taken out of a piece, not of a line")
 def test_a_colour_that_is_cut_in_two_is_taken_out_too(naps: list[float]) -> None:
     assert followed(FakeSuperLink([[(1.0, "\x1b[9"), (2.0, "2mINFO\x1b[0m\n")]])) == ["INFO"]
 
@@ -1241,6 +1251,12 @@ def test_a_node_whose_data_is_a_file_is_given_it_and_its_card(tmp_path: Path) ->
         f"{tmp_path}/south/patients.csv:/data/patients.csv:ro",
     ]
     assert written["node-1"]["command"][-1] == "--data=/data/patients.csv"
+
+
+def test_the_gate_is_published_where_that_was_asked_for(tmp_path: Path) -> None:
+    written = services(create(tmp_path / "d", publish="0.0.0.0:8443"))
+    assert written["gate"] == {"ports": ["0.0.0.0:8443:8000"], "networks": ["control"]}
+    assert all("ports" not in service for name, service in written.items() if name != "gate")
 
 
 def test_without_data_nothing_is_mounted_but_keys(tmp_path: Path) -> None:
@@ -1702,11 +1718,99 @@ def test_who_listens_nowhere_is_well(check: Check, monkeypatch: pytest.MonkeyPat
     health.main()
 
 
-@bug("the engine may give every container a proxy, which knows no container's own loopback")
 def test_no_proxy_is_asked(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with listening() as address:
         assert check(f"{address}/health") is None
+
+
+# The gate.
+
+
+@pytest.fixture
+def through(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, list[httpx.Request]]]:
+    """Return a function that sends a request to the gate, and returns the answer's status and what
+    arrived at the SuperLink. The path is sent as it stands, as a client of bad faith would."""
+    arrived: list[httpx.Request] = []
+    own = httpx.AsyncClient
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        arrived.append(request)
+        if request.url.path.endswith("away"):
+            raise httpx.ConnectError("refused")
+        return httpx.Response(201, content=b"answered", headers={"Connection": "close", "X-A": "b"})
+
+    def client(**options: Any) -> httpx.AsyncClient:
+        return own(base_url=options["base_url"], transport=httpx.MockTransport(answer))
+
+    monkeypatch.setattr(gate.httpx, "AsyncClient", client)
+    app = gate.make_gate("https://superlink:8000", None)
+
+    def send(path: str, method: str = "POST") -> tuple[int, list[httpx.Request]]:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"signed"}
+
+        async def respond(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"host", b"gate:8000"), (b"x-signature", b"s"), (b"te", b"trailers")]
+        scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "https",
+            "path": unquote(path),  # as a server hands it on
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": headers,
+            "server": ("gate", 8000),
+        }
+        arrived.clear()
+        asyncio.run(app(scope, receive, respond))  # type: ignore[arg-type]
+        return sent[0]["status"], list(arrived)
+
+    return send
+
+
+Through = Callable[..., tuple[int, list[httpx.Request]]]
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [("/v1/fleet/pull-messages", "POST"), ("/health", "GET")]
+)
+def test_what_is_for_nodes_is_passed_on(path: str, method: str, through: Through) -> None:
+    status, [request] = through(path, method)
+    assert status == 201
+    assert (request.method, str(request.url)) == (method, f"https://superlink:8000{path}")
+    assert request.content == b"signed"
+    assert request.headers["x-signature"] == "s"
+    assert request.headers["host"] == "superlink:8000"
+    assert "te" not in request.headers
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/v1/control/start-run", "/v1/runtime/acquire-task", "/v1/fleet", "/healthy"),
+        *("//v1/control/start-run", "/V1/FLEET/x", "/v1/fleetx/y", "/docs"),
+        *("/v1/fleet/../control/start-run", "/v1/fleet/%2e%2e/control/start-run"),
+        *("/v1/fleet/%2e%2e%2fcontrol/start-run", "/v1/fleet/x/../../control/start-run"),
+        *("/v1/fleet/..", "/v1/fleet/", "/v1/fleet/pull-messages/x", "/v1/fleet/pull%00messages"),
+    ],
+)
+def test_nothing_else_is(path: str, through: Through) -> None:
+    status, arrived = through(path)
+    assert [str(request.url) for request in arrived] == []
+    assert 300 <= status < 500
+
+
+def test_a_superlink_that_is_away_is_told_of(through: Through) -> None:
+    status, arrived = through("/v1/fleet/away")
+    assert status == 503
+    assert len(arrived) == 1
 
 
 # A SuperLink.

@@ -232,16 +232,21 @@ def test_no_other_service_is_published(files: dict[str, Services]) -> None:
     assert published == {DEPLOYED: ["superlink"], FIRST_TRY: [], "compose.yaml": ["superlink"]}
 
 
-@pytest.mark.parametrize("name", [DEPLOYED, FIRST_TRY])
-def test_nodes_reach_the_server_and_nothing_else(name: str) -> None:
-    file = read(name)
-    networks, services = file["networks"], file["services"]
-    assert networks["fleet"] == {"internal": True}
-    outside = {name for name, network in networks.items() if not (network or {}).get("internal")}
-    assert outside == ({"control"} if name == DEPLOYED else set())
-    for service in services:
-        on = set(services[service]["networks"])
-        assert on == {"fleet", *(outside if service == "superlink" else ())}
+def test_nodes_reach_the_gate_and_nothing_else() -> None:
+    file = read(DEPLOYED)
+    inner = {"internal": True}
+    assert file["networks"] == {"control": {}, "core": inner, "fleet": inner}
+    assert {name: set(service["networks"]) for name, service in file["services"].items()} == {
+        "superlink": {"control", "core"},
+        "superexec": {"core"},
+        "gate": {"core", "fleet"},
+        "supernode": {"fleet"},
+    }
+
+
+def test_nobody_reaches_the_world_in_the_first_try(files: dict[str, Services]) -> None:
+    assert read(FIRST_TRY)["networks"] == {"fleet": {"internal": True}}
+    assert {tuple(service["networks"]) for service in files[FIRST_TRY].values()} == {("fleet",)}
 
 
 def test_the_nodes_of_a_deployment_are_on_the_inner_network(files: dict[str, Services]) -> None:
@@ -257,6 +262,7 @@ def test_each_service_is_given_its_own_folder_of_keys(files: dict[str, Services]
     assert own == {
         "superlink": {"tls"},
         "superexec": {"server"},  # once as keys, once as the test part
+        "gate": {"gate"},
         "supernode": set(),
         **{f"node-{k}": {f"node-{k}", f"client-00{k}"} for k in range(3)},
     }
@@ -288,6 +294,9 @@ def options(service: Service) -> argparse.Namespace:
         # The pattern is no client of its own; of two partitions, the last counts.
         _, others = node.arguments().parse_known_args([*command[3:], "--partition-id=0"])
         return parsed(parsers()["supernode"], others)
+    if command[:3] == ["python", "-m", "fedsim.deployment.gate"]:
+        pairs = dict(word.removeprefix("--").split("=") for word in command[3:])
+        return argparse.Namespace(insecure=not {"ca", "certificate", "key"} <= set(pairs), **pairs)
     return parsed(parsers()[command[0]], command[1:])
 
 
@@ -309,8 +318,11 @@ def test_server_and_nodes_authenticate_each_other(file: str, files: dict[str, Se
     superexec = options(services.pop("superexec"))
     assert superexec.superexec_auth_secret_file == "/tls/superexec.secret"
     assert superexec.root_certificates == "/tls/ca.crt"
+    gate = options(services.pop("gate"))
+    assert gate.upstream == f"https://{superexec.runtime_api_address}"
     for service in services.values():
         own = options(service)
+        assert own.superlink == "gate:8000"
         assert own.auth_supernode_private_key == "/node/key"
         assert own.root_certificates == "/node/ca.crt"
 

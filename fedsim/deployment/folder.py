@@ -142,16 +142,19 @@ def create(
             f"{directory} is not empty; name another folder, or use what is there: fedsim deploy up"
         )
     folders, server = data_folders(data, own, nodes, problems)
-    for device in devices:
-        load_limits(device)  # says which there are
-    names = [host for host in hosts if keys.alternative_name(host)]
+    checks = [*((load_limits, d) for d in devices), *((keys.alternative_name, h) for h in hosts)]
+    for check, value in checks:
+        try:
+            check(value)
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
     made = Deployment(
         directory=directory,
         name=project_name(directory),
         port=port,
-        hosts=tuple(dict.fromkeys((*OWN_HOSTS, *names))),
+        hosts=tuple(dict.fromkeys((*OWN_HOSTS, *hosts))),
         nodes=tuple(
             NodePlan(
                 name=f"node-{k}",

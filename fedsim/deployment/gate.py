@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-OPEN = ("/v1/fleet/{path:path}", "/health")
+# Each of the fleet's paths is one word, so that none leads up and into another's.
+OPEN = re.compile(r"/health|/v1/fleet/[a-z-]+")
 METHODS = ["GET", "POST"]
 # Of the hop itself, and not of what is carried (RFC 9110, 7.6.1).
 HOP_BY_HOP = {
@@ -47,6 +49,8 @@ def make_gate(upstream: str, authority: Path | None) -> Starlette:
     client = httpx.AsyncClient(base_url=upstream, verify=verify, timeout=timeout)
 
     async def passed_on(request: Request) -> Response:
+        if not OPEN.fullmatch(request.url.path):
+            return PlainTextResponse("there is nothing here for nodes", 404)
         try:
             answer = await client.request(
                 request.method,
@@ -65,9 +69,7 @@ def make_gate(upstream: str, authority: Path | None) -> Starlette:
         async with client:
             yield
 
-    return Starlette(
-        routes=[Route(path, passed_on, methods=METHODS) for path in OPEN], lifespan=lifespan
-    )
+    return Starlette(routes=[Route("/{path:path}", passed_on, methods=METHODS)], lifespan=lifespan)
 
 
 def carried(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

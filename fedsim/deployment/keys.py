@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -21,13 +22,17 @@ AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397  # what clients of the web accept at most
 CLOCK_SKEW = timedelta(minutes=5)
 SECRET_BYTES = 32
+# RFC 1123, 2.1; and underscores, which Compose's services may have.
+HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*")
+LONGEST_HOST = 253
+LONGEST_COMMON_NAME = 64  # RFC 5280, appendix A.1
 PRIVATE, PUBLIC = 0o600, 0o644
 
 
 def make_authority(directory: Path, name: str) -> None:
     """Write ``ca.key`` and ``ca.crt``: who signs the server's certificate."""
     key = ec.generate_private_key(ec.SECP384R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedsim {name} authority")])
+    subject = _named(f"authority of {name}")
     certificate = (
         _draft(subject, subject, key, AUTHORITY_DAYS)
         .add_extension(_identifies(key), critical=False)
@@ -53,7 +58,7 @@ def make_server_certificate(authority: Path, directory: Path, hosts: Sequence[st
     signer = serialization.load_pem_private_key((authority / "ca.key").read_bytes(), None)
     issuer = x509.load_pem_x509_certificate((authority / "ca.crt").read_bytes())
     key = ec.generate_private_key(ec.SECP384R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+    subject = _named(hosts[0])
     certificate = (
         _draft(subject, issuer.subject, key, SERVER_DAYS)
         .add_extension(_identifies(key), critical=False)
@@ -110,7 +115,7 @@ def alternative_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         pass
-    if not host or not host.isascii() or any(c in host for c in " /:@"):
+    if len(host) > LONGEST_HOST or not HOST.fullmatch(host):
         raise ConfigError([f"--host {host!r}: is neither a host's name nor an address"])
     return x509.DNSName(host)
 
@@ -124,6 +129,11 @@ def write(path: Path, content: bytes, mode: int) -> None:
     finally:
         os.umask(before)
     path.chmod(mode)
+
+
+def _named(name: str) -> x509.Name:
+    short = name[:LONGEST_COMMON_NAME]
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, short)])
 
 
 def _draft(

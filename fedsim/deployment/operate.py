@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
-from fedsim.config import Experiment
+from fedsim.config import Experiment, from_flat
 from fedsim.deployment import folder
 from fedsim.deployment.bundle import make_bundle
 from fedsim.deployment.compose import DATA, Compose, base_file, engine, has_image, write_files
@@ -25,6 +25,7 @@ from fedsim.ledger.files import MANIFEST
 SERVICES = ("superlink", "superexec", "gate")
 RUNS = "/state/runs"  # in the SuperExec's container
 POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 60  # for a SuperLink that is started again
 ONLINE = "online"
 # Datasets that a node has without anybody giving it any: they are part of the installation.
 INSTALLED = ("digits",)
@@ -166,7 +167,8 @@ def fitted(experiment: Experiment, made: Deployment, tell: Tell) -> Experiment:
     Clients whose node was shut out are left out: the others keep their numbers.
 
     Raises:
-        ConfigError: its data is not at the nodes, or it is of another number of clients.
+        ConfigError: its data is not at the nodes, it is of another number of clients, or so few
+            nodes do not do.
     """
     data, server, nodes = experiment.data, experiment.server, len(made.nodes)
     if data.dataset == "split":
@@ -199,7 +201,8 @@ def fitted(experiment: Experiment, made: Deployment, tell: Tell) -> Experiment:
     if gone:
         tell(f"left out, as their nodes are revoked: clients {', '.join(gone)}")
         server = dataclasses.replace(server, left_out=",".join(gone))
-    return dataclasses.replace(experiment, data=data, server=server)
+    fit = dataclasses.replace(experiment, data=data, server=server)
+    return from_flat(fit.flat(), vocabulary={})  # a cohort may be too small for its strategy now
 
 
 def packed(experiment: Experiment) -> Experiment:
@@ -208,7 +211,7 @@ def packed(experiment: Experiment) -> Experiment:
     A SuperLink keeps and hands out every array by itself, and is busy with that for most of a
     round of little work.
     """
-    run = dataclasses.replace(experiment.run, out="", data_dir="")
+    run = dataclasses.replace(experiment.run, out="", resume=False, data_dir="")
     update = dataclasses.replace(experiment.update, packed=True)
     return dataclasses.replace(experiment, run=run, update=update)
 
@@ -232,17 +235,19 @@ def follow(superlink: SuperLink, run: int) -> Iterator[str]:
     """
     after, rest = 0.0, ""
     while True:
+        whole = True
         try:
             for timestamp, text in superlink.logs(run, after):
                 after = timestamp
-                *lines, rest = (rest + COLOURS.sub("", text)).split("\n")
-                yield from lines
+                *lines, rest = (rest + text).split("\n")
+                yield from (COLOURS.sub("", line) for line in lines)
         except EngineError:
+            whole = False
             if not superlink.healthy():
-                superlink.wait_until_healthy(60)
-        if superlink.standing(run).over:
+                superlink.wait_until_healthy(PATIENCE_SECONDS)
+        if superlink.standing(run).over and whole:
             if rest:
-                yield rest
+                yield COLOURS.sub("", rest)
             return
         time.sleep(POLL_SECONDS)
 
