@@ -1798,13 +1798,25 @@ def test_what_is_for_nodes_is_passed_on(path: str, method: str, through: Through
         *("//v1/control/start-run", "/V1/FLEET/x", "/v1/fleetx/y", "/docs"),
         *("/v1/fleet/../control/start-run", "/v1/fleet/%2e%2e/control/start-run"),
         *("/v1/fleet/%2e%2e%2fcontrol/start-run", "/v1/fleet/x/../../control/start-run"),
-        *("/v1/fleet/..", "/v1/fleet/", "/v1/fleet/pull-messages/x", "/v1/fleet/pull%00messages"),
+        *("/health/../v1/control/start-run", "/v1/fleet/..", "/v1/fleet/"),
+        *("/v1/fleet/pull-messages/x", "/v1/fleet/pull%00messages"),
     ],
 )
 def test_nothing_else_is(path: str, through: Through) -> None:
     status, arrived = through(path)
     assert [str(request.url) for request in arrived] == []
     assert 300 <= status < 500
+
+
+def test_the_gate_knows_the_paths_of_this_flower() -> None:
+    from flwr.superlink.routers.control.router import router as control
+    from flwr.superlink.routers.fleet.router import router as fleet
+
+    let, kept = ([route.path for route in router.routes] for router in (fleet, control))
+    assert len(let) > 9
+    assert len(kept) > 9
+    assert [path for path in let if not gate.OPEN.fullmatch(path)] == []
+    assert [path for path in kept if gate.OPEN.fullmatch(path)] == []
 
 
 def test_a_superlink_that_is_away_is_told_of(through: Through) -> None:
