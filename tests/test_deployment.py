@@ -332,7 +332,7 @@ def test_what_was_made_is_read_again(tmp_path: Path) -> None:
     assert folder.load(tmp_path / "clinic") == made
     assert made == Deployment(
         directory=tmp_path / "clinic",
-        name="fedsim-clinic",
+        name=folder.project_name(tmp_path / "clinic"),
         port=8123,
         hosts=("superlink", "gate", "localhost", "127.0.0.1", "fl.example.org", "::1"),
         nodes=tuple(
@@ -584,7 +584,26 @@ def test_keys_that_the_superuser_makes_are_the_containers(
     ],
 )
 def test_a_project_is_named_after_its_folder(name: str, project: str) -> None:
-    assert folder.project_name(Path("/somewhere") / name) == project
+    named = folder.project_name(Path("/somewhere") / name)
+    assert re.fullmatch(project + "-[0-9a-f]{6}", named)
+    elsewhere = folder.project_name(Path("/elsewhere") / name)
+    assert elsewhere != named, "two folders of one name would be one project"
+
+
+@pytest.mark.parametrize("sign", list(":$#\"'\\\n"))
+def test_a_path_that_compose_reads_otherwise_is_refused(sign: str, tmp_path: Path) -> None:
+    (problem,) = refused(tmp_path / f"a{sign}b", 1)
+    assert problem.endswith(
+        f": Compose reads {sign!r} in a path as something else; choose another place"
+    )
+
+
+@pytest.mark.parametrize(
+    "publish", ["8443", "0.0.0.0", "0.0.0.0:", "0.0.0.0:0", "0.0.0.0:65536", "999.9.9.9:1", "a:1"]
+)
+def test_what_is_no_endpoint_is_refused(publish: str, tmp_path: Path) -> None:
+    (problem,) = refused(tmp_path / "d", 1, publish=publish)
+    assert problem.startswith(f"--publish {publish!r}: write an address and a port")
 
 
 @given(name=st.text(min_size=1).filter(lambda text: "/" not in text and "\0" not in text))
@@ -977,7 +996,10 @@ def test_a_split_for_others_is_not_run(said: list[str], tmp_path: Path) -> None:
     made = plan(tmp_path, "a", "b", server_data="/parts/server")
     with pytest.raises(ConfigError) as caught:
         operate.fitted(over_split(3), made, said.append)
-    assert str(caught.value) == "data.clients = 3: there are 2 nodes"
+    assert str(caught.value) == (
+        f"data.clients = 3: there are 2 nodes in {made.directory}; make a deployment with as many, "
+        "or split the data for 2"
+    )
 
 
 def test_a_split_is_where_it_is_mounted(said: list[str], tmp_path: Path) -> None:
@@ -1000,7 +1022,7 @@ def test_a_cohort_that_is_too_small_for_its_strategy_is_refused(
 def test_a_run_goes_to_the_server_s_volume_and_its_models_travel_packed() -> None:
     asked = experiment(run__out="here", run__data_dir="/mine", experiment__name="x y")
     placed = operate.placed(asked)
-    assert re.fullmatch(r"/state/runs/x y-\d{8}-\d{6}", placed.run.out)
+    assert re.fullmatch(r"/state/runs/x y-\d{8}-\d{6}-[0-9a-f]{4}", placed.run.out)
     assert placed.run.data_dir == ""
     assert placed.update.packed
     before, after = asked.flat(), placed.flat()
@@ -1282,7 +1304,7 @@ def test_the_variables_of_the_project_s_file_are_given(
     services(deployment)
     lines = (deployment.directory / "compose.env").read_text().splitlines()
     assert lines == [
-        "COMPOSE_PROJECT_NAME=fedsim-d",
+        f"COMPOSE_PROJECT_NAME={deployment.name}",
         f"FEDSIM_DEPLOYMENT={deployment.directory}",
         "FEDSIM_PORT=8123",
         "FEDSIM_USER=10001:10001",

@@ -1,4 +1,4 @@
-"""What docs/deployment.md hands out: Kubernetes, systemd, nginx, and the commands in the text."""
+"""What docs/deployment.md hands out: Kubernetes, systemd, and the commands in the text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from configparser import RawConfigParser
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import kubernetes_validate
@@ -24,13 +26,12 @@ from flwr.supercore.exit import ExitCode
 
 import fedsim
 from fedsim.cli.main import app as command_line
-from fedsim.deployment import node
+from fedsim.deployment import gate, node
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "deployment"
 TEXTS = (ROOT / "docs" / "deployment.md", ROOT / "docs" / "security.md")
 UNITS = sorted(FOLDER.glob("*.service"))
-NGINX = FOLDER / "nginx.conf"
 
 Manifest = dict[str, Any]
 
@@ -53,14 +54,29 @@ def parsers() -> Mapping[str, argparse.ArgumentParser]:
 def read_command(words: list[str]) -> argparse.Namespace:
     """Return what a command is taken for; a word that its program does not know ends the test."""
     program, rest = Path(words[0]).name, words[1:]
+    if rest[:2] == ["-m", "fedsim.deployment.gate"]:
+        return read_gate(rest[2:])
     if program == "python":
-        rest = [word for word in rest if word != "-I"]
         assert rest[:2] == ["-m", "fedsim.deployment.node"]
         own, others = node.arguments().parse_known_args(rest[2:])
         return argparse.Namespace(
             **{**vars(parsers()["flower-supernode"].parse_args(others)), **vars(own)}
         )
     return parsers()[program].parse_args(rest)
+
+
+def read_gate(words: list[str]) -> argparse.Namespace:
+    """Return what the gate would serve with, and as whom it would believe the SuperLink."""
+    with (
+        patch.object(sys, "argv", ["gate", *words]),
+        patch.object(gate, "make_gate") as made,
+        patch("uvicorn.run") as run,
+    ):
+        gate.main()
+    (upstream, authority), served = made.call_args.args, run.call_args.kwargs
+    files = {authority, served["ssl_certfile"], served["ssl_keyfile"]}
+    insecure = None in files or not upstream.startswith("https://")
+    return argparse.Namespace(upstream=upstream, insecure=insecure, **served)
 
 
 # Kubernetes.
@@ -90,7 +106,7 @@ def containers() -> dict[str, tuple[Manifest, Manifest]]:
     return {c["name"]: (c, pod) for pod in pods().values() for c in pod["containers"]}
 
 
-OURS = ("superlink", "superexec", "node")
+OURS = ("superlink", "superexec", "gate", "node")
 OLDEST = "1.28"  # the first that labels a pod of a StatefulSet with its ordinal
 
 
@@ -153,7 +169,9 @@ def is_asked_whether_it_is_well(container: Manifest, pod: Manifest) -> bool:
     asked = [probe["exec"]["command"] for probe in probes if probe and "exec" in probe]
     if container["name"] in ("superlink", "node"):
         return asked == [["python", "-I", "-m", "fedsim.deployment.health"]] * 2
-    return bool(container["name"] == "superexec") or "livenessProbe" in container
+    if container["name"] == "gate":  # it is not ended because the SuperLink is away
+        return not asked and "tcpSocket" in container["livenessProbe"]
+    return bool(container["name"] == "superexec")
 
 
 RULES: dict[str, Callable[[Manifest, Manifest], bool]] = {
@@ -211,7 +229,7 @@ def changed(original: Manifest, change: Manifest) -> Manifest:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_container_keeps_the_rule(rule: str) -> None:
-    assert set(containers()) == {*OURS, "gate"}
+    assert set(containers()) == set(OURS)
     broken = [name for name, (c, pod) in containers().items() if not RULES[rule](c, pod)]
     assert broken == []
 
@@ -236,7 +254,7 @@ def test_no_key_is_in_the_file() -> None:
     assert "BEGIN" not in (FOLDER / "kubernetes.yaml").read_text(encoding="utf-8")
 
 
-def test_the_text_makes_each_secret_and_the_gate_s_file() -> None:
+def test_the_text_makes_each_secret() -> None:
     asked = {
         source["secret"].get("secretName") or source["secret"]["name"]
         for pod in pods().values()
@@ -245,15 +263,13 @@ def test_the_text_makes_each_secret_and_the_gate_s_file() -> None:
         if "secret" in source
     }
     made = re.findall(r"create secret generic (\S+)", TEXTS[0].read_text(encoding="utf-8"))
-    assert asked == {"superlink", "superexec", "node-0", "node-1", "node-2"}
-    assert set(made) == {"superlink", "superexec", "node-$k"}
-    assert "create configmap gate --from-file=docs/deployment/nginx.conf" in TEXTS[0].read_text()
+    assert asked == {"superlink", "superexec", "gate", "node-0", "node-1", "node-2"}
+    assert set(made) == {"superlink", "superexec", "gate", "node-$k"}
 
 
 def test_our_images_are_of_this_version() -> None:
-    images = {name: container["image"] for name, (container, _) in containers().items()}
-    del images["gate"]
-    assert set(images.values()) == {f"fedsim:{fedsim.__version__}"}
+    images = {container["image"] for container, _ in containers().values()}
+    assert images == {f"fedsim:{fedsim.__version__}"}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -269,7 +285,7 @@ def test_a_container_s_command_is_one_and_reads_what_is_mounted(name: str) -> No
     if name == "node":
         assert (options.partition_id, options.partitions) == (2, 3)
         assert options.auth_supernode_private_key == "/node/key"
-    else:
+    elif name != "gate":
         assert options.superexec_auth_secret_file == "/tls/superexec.secret"
 
 
@@ -277,11 +293,24 @@ def test_servers_ask_for_keys_and_listen_where_they_are_called() -> None:
     superlink = read_command(containers()["superlink"][0]["command"])
     assert superlink.enable_supernode_auth is True
     assert (superlink.host, superlink.port, superlink.isolation) == ("0.0.0.0", 8000, "process")
-    service = of_kind("Service")["superlink"]["spec"]["ports"]
-    assert {p["name"]: p["port"] for p in service} == {"fleet": 8443, "all": superlink.port}
+    gate = read_command(containers()["gate"][0]["command"])
+    assert (gate.host, gate.port, gate.upstream) == ("0.0.0.0", 8000, "https://superlink:8000")
+    ports = {
+        name: [(port["name"], port["port"]) for port in service["spec"].get("ports", [])]
+        for name, service in of_kind("Service").items()
+    }
+    assert ports == {"superlink": [("all", 8000)], "gate": [("fleet", 8000)], "node": []}
     called = [word for name in ("superexec", "node") for word in containers()[name][0]["command"]]
     assert "--runtime-api-address=superlink:8000" in called
-    assert "--superlink=superlink:8443" in called
+    assert "--superlink=gate:8000" in called
+
+
+def test_a_service_s_pods_are_there_and_open_that_port() -> None:
+    for name, service in of_kind("Service").items():
+        container, _ = containers()[name]
+        opened = {port["name"] for port in container.get("ports", [])}
+        assert service["spec"]["selector"] == {"app": name}
+        assert {port["targetPort"] for port in service["spec"].get("ports", [])} == opened
 
 
 def test_a_node_s_ordinal_says_who_it_is_and_which_key_it_sees() -> None:
@@ -336,7 +365,8 @@ def test_nodes_reach_the_gate_and_nobody_else() -> None:
     }
     found = {(a, b): reached(policies, a, b) for a in OURS for b in OURS}
     assert {pair: ports for pair, ports in found.items() if ports} == {
-        ("node", "superlink"): {8443},
+        ("node", "gate"): {8000},
+        ("gate", "superlink"): {8000},
         ("superexec", "superlink"): {8000},
     }
     outside = [
@@ -397,12 +427,12 @@ def test_a_unit_may_do_little(path: Path) -> None:
     assert {key: service.get(key) for key in HARDENED} == HARDENED
     assert service["Restart"] == "always"
     assert "User" not in service
-    assert re.fullmatch(r"\d+G", service["MemoryMax"])
+    assert re.fullmatch(r"\d+[GM]", service["MemoryMax"])
     assert re.fullmatch(r"\d+%", service["CPUQuota"])
 
 
 def test_units_are_hardened_alike() -> None:
-    """What is alike in the three stands in each; it may not drift apart."""
+    """What is alike stands in each; it may not drift apart."""
     start, end = "# What it may do", "SystemCallErrorNumber"
     blocks = {re.search(f"{start}.*?{end}", text_of(path), re.DOTALL).group() for path in UNITS}  # type: ignore[union-attr]
     assert len(blocks) == 1
@@ -430,13 +460,15 @@ def test_the_superexec_finds_the_program_that_it_starts() -> None:
     assert "Environment=PATH=/opt/fedsim/bin:" in text
 
 
-def test_the_server_s_units_listen_on_the_loopback() -> None:
-    superlink, superexec = (
+def test_the_server_s_units_listen_on_the_loopback_and_the_gate_to_nodes() -> None:
+    superlink, superexec, gate = (
         read_command(shlex.split(unit(FOLDER / f"fedsim-{name}.service")["Service"]["ExecStart"]))
-        for name in ("superlink", "superexec")
+        for name in ("superlink", "superexec", "gate")
     )
     assert superlink.host == "127.0.0.1"
     assert superexec.runtime_api_address == f"127.0.0.1:{superlink.port}"
+    assert gate.upstream == f"https://127.0.0.1:{superlink.port}"
+    assert (gate.host, gate.port) == ("0.0.0.0", 8443)
     assert superlink.enable_supernode_auth is True
 
 
@@ -454,86 +486,28 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     assert (done.returncode, about) == (0, [])
 
 
-# nginx.
+# The gate.
 
 
-def locations(text: str) -> dict[str, list[str]]:
-    """Return the directives in each location; braces have to match."""
-    bare = re.sub(r"#.*", "", text)
-    assert bare.count("{") == bare.count("}")
-    found: dict[str, list[str]] = {}
-    for match in re.finditer(r"location ([^{]+?)\s*\{((?:[^{}]|\{[^{}]*\})*)\}", bare):
-        body = re.sub(r"\{[^{}]*\}", ";", match[2])
-        found[match[1]] = [" ".join(line.split()) for line in body.split(";") if line.strip()]
-    return found
-
-
-FLEET = r"~ ^/v1/fleet/[a-z-]+$"
-
-
-def test_the_gate_lets_nodes_through_and_refuses_all_else() -> None:
-    found = locations(NGINX.read_text(encoding="utf-8"))
-    through = "proxy_pass https://superlink"
-    assert found == {
-        FLEET: ["limit_except POST", through],
-        "= /health": ["limit_except GET", through],
-        "/": ["return 403"],
-    }
-
-
-def test_the_gate_s_way_to_the_server_is_encrypted_and_checked() -> None:
-    text = NGINX.read_text(encoding="utf-8")
-    directives = {" ".join(d.split()) for d in re.sub(r"#.*", "", text).split(";")}
-    assert {
-        "proxy_ssl_verify on",
-        "proxy_ssl_name localhost",
-        "ssl_protocols TLSv1.3",
-    } <= directives
-    assert "http://" not in text
-
-
-def routes() -> Iterator[str]:
-    """Yield the paths on Flower's one port."""
+def routes() -> Iterator[tuple[str, set[str]]]:
+    """Yield the paths on Flower's one port, and how each is asked."""
     from flwr.supercore.routers import health
     from flwr.supercore.routers.runtime.router import router as runtime
     from flwr.superlink.routers.control import router as control
     from flwr.superlink.routers.fleet.router import router as fleet
 
     for router in (control, fleet, runtime, health.router):
-        yield from (route.path for route in router.routes)  # type: ignore[attr-defined]
+        yield from ((route.path, route.methods) for route in router.routes)  # type: ignore[attr-defined]
 
 
 def test_the_gate_knows_flower_s_paths() -> None:
-    paths = set(routes())
-    let = {path for path in paths if re.match(FLEET[2:], path) or path == "/health"}
+    methods = dict(routes())
+    paths = set(methods)
+    let = {path for path in paths if gate.OPEN.fullmatch(path)}
     assert let == {path for path in paths if path.startswith("/v1/fleet/")} | {"/health"}
     assert len(let) > 10
+    assert set().union(*(methods[path] for path in let)) <= set(gate.METHODS)
     assert {path.split("/")[2] for path in paths - let} == {"control", "runtime"}
-
-
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx")
-def test_nginx_takes_the_snippet(tmp_path: Path) -> None:
-    from fedsim.deployment import keys
-
-    keys.make_authority(tmp_path / "tls", "test")
-    keys.make_server_certificate(tmp_path / "tls", tmp_path / "tls", ["localhost"])
-    text = NGINX.read_text(encoding="utf-8").replace("/etc/fedsim", str(tmp_path))
-    (tmp_path / "fedsim.conf").write_text(text)
-    temporary = "".join(
-        f"{kind}_temp_path {tmp_path}/{kind};"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (tmp_path / "nginx.conf").write_text(
-        f"pid {tmp_path}/pid; error_log {tmp_path}/log; events {{}}\n"
-        f"http {{ access_log off; {temporary} include {tmp_path}/fedsim.conf; }}\n"
-    )
-    done = subprocess.run(
-        ["nginx", "-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 # The text.

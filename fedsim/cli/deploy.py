@@ -265,7 +265,7 @@ def status(directory: Where = DEFAULT, output: Format = OutputFormat.text) -> No
     containers = Compose(made).containers()
     with operate.connect(made) as superlink:
         healthy = superlink.healthy()
-        known = {node.name: node for node in superlink.nodes()} if healthy else {}
+        known = operate.nodes_by_name(made, superlink) if healthy else {}
     services = [*operate.SERVICES, *(node.name for node in made.nodes)]
     plans = {node.name: node for node in made.nodes}
     rows = []

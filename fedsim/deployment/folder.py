@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import ipaddress
 import os
 import re
 import shutil
@@ -135,13 +137,19 @@ def create(
         problems.append(f"--nodes {nodes}: a federation has at least one")
     if not 1 <= port <= 65535:
         problems.append(f"--port {port}: must be between 1 and 65535")
-    if publish and not re.fullmatch(r"[\d.]+:\d{1,5}", publish):
+    if publish and not is_endpoint(publish):
         problems.append(f"--publish {publish!r}: write an address and a port, such as 0.0.0.0:8443")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         problems.append(
             f"{directory} is not empty; name another folder, or use what is there: fedsim deploy up"
         )
     folders, server = data_folders(data, own, nodes, problems)
+    problems += [
+        f"{path}: Compose reads {sign!r} in a path as something else; choose another place"
+        for path in (str(directory), *folders, server)
+        for sign in ":$#\"'\\\n"
+        if sign in path
+    ]
     checks = [*((load_limits, d) for d in devices), *((keys.alternative_name, h) for h in hosts)]
     for check, value in checks:
         try:
@@ -203,10 +211,21 @@ def data_folders(
     return [str(path.absolute()) for path in found], str(server)
 
 
+def is_endpoint(text: str) -> bool:
+    """Say whether a text is an address of IPv4 and a port."""
+    address, _, port = text.rpartition(":")
+    try:
+        ipaddress.IPv4Address(address)
+    except ValueError:
+        return False
+    return port.isascii() and port.isdigit() and 1 <= int(port) <= 65535
+
+
 def project_name(directory: Path) -> str:
-    """Return the folder's name as Compose wants one."""
+    """Return a name as Compose wants one; folders of one name in different places differ in it."""
     name = re.sub(r"[^a-z0-9_-]+", "-", directory.name.lower()).strip("-_")
-    return f"fedsim-{name}" if name else "fedsim"
+    mark = hashlib.sha256(str(directory).encode()).hexdigest()[:6]
+    return f"fedsim-{name}-{mark}" if name else f"fedsim-{mark}"
 
 
 def make_keys(made: Deployment) -> None:
@@ -284,4 +303,6 @@ def load(directory: Path) -> Deployment:
             **{key: content[key] for key in ("name", "port", "server_data", "publish")},
         )
     except (KeyError, TypeError) as error:
-        raise ConfigError([f"{path}: is damaged: {error}"]) from error
+        raise ConfigError(
+            [f"{path}: is damaged: {error}; mend it, or make another folder: fedsim deploy init"]
+        ) from error

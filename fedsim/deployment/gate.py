@@ -46,15 +46,16 @@ def make_gate(upstream: str, authority: Path | None) -> Starlette:
     if authority is not None:
         verify = ssl.create_default_context(cafile=str(authority))
     timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
-    client = httpx.AsyncClient(base_url=upstream, verify=verify, timeout=timeout)
+    client = httpx.AsyncClient(base_url=upstream, verify=verify, timeout=timeout, trust_env=False)
 
     async def passed_on(request: Request) -> Response:
-        if not OPEN.fullmatch(request.url.path):
+        path = request.scope["path"]  # decoded, and as it came: a URL would be read once more
+        if not OPEN.fullmatch(path):
             return PlainTextResponse("there is nothing here for nodes", 404)
         try:
             answer = await client.request(
                 request.method,
-                request.url.path,
+                path,
                 params=request.query_params,
                 headers=carried(request.headers.raw),
                 content=await request.body(),

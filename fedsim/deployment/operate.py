@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -96,23 +97,31 @@ def register(made: Deployment, superlink: SuperLink, tell: Tell) -> None:
             tell(f"{node.name}: key registered")
 
 
+def nodes_by_name(made: Deployment, superlink: SuperLink) -> dict[str, Node]:
+    """Return the nodes of a deployment that a SuperLink knows.
+
+    By key: it remembers nodes of other times, that may have had the same names.
+    """
+    own = {key_bytes(made.folder_of(node) / "key.pub"): node.name for node in made.active}
+    return {own[n.public_key]: n for n in superlink.nodes() if n.public_key in own}
+
+
 def wait_for_nodes(
     made: Deployment, superlink: SuperLink, tell: Tell, seconds: float
 ) -> list[Node]:
     """Return the nodes once all that belong here are online."""
     deadline, told = time.monotonic() + seconds, -1
-    # By key: a SuperLink remembers nodes of other times, that may have had the same names.
-    wanted = {key_bytes(made.folder_of(node) / "key.pub"): node.name for node in made.active}
+    wanted = {node.name for node in made.active}
     while True:
-        known = [node for node in superlink.nodes() if node.public_key in wanted]
-        online = [node for node in known if node.status == ONLINE]
+        known = nodes_by_name(made, superlink)
+        online = {name: node for name, node in known.items() if node.status == ONLINE}
         if len(online) != told:
             told = len(online)
             tell(f"{told} of {len(wanted)} nodes online")
         if told == len(wanted):
-            return online
+            return list(online.values())
         if time.monotonic() > deadline:
-            missing = set(wanted.values()) - {wanted[node.public_key] for node in online}
+            missing = wanted - online.keys()
             raise EngineError(
                 f"{len(missing)} of {len(wanted)} nodes did not come online in {seconds:g} s: "
                 f"{', '.join(sorted(missing))}; what they say: fedsim deploy logs "
@@ -180,7 +189,12 @@ def fitted(experiment: Experiment, made: Deployment, tell: Tell) -> Experiment:
                 ]
             )
         if data.clients != nodes:
-            raise ConfigError([f"data.clients = {data.clients}: there are {nodes} nodes"])
+            raise ConfigError(
+                [
+                    f"data.clients = {data.clients}: there are {nodes} nodes in {made.directory}; "
+                    f"make a deployment with as many, or split the data for {nodes}"
+                ]
+            )
         data = dataclasses.replace(data, path=DATA)
     elif data.dataset not in INSTALLED:
         raise ConfigError(
@@ -218,7 +232,7 @@ def packed(experiment: Experiment) -> Experiment:
 
 def placed(experiment: Experiment) -> Experiment:
     """Return an experiment as :func:`packed` does, with a new directory on the server's volume."""
-    name = f"{experiment.experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = f"{experiment.experiment.name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     sent = packed(experiment)
     return dataclasses.replace(sent, run=dataclasses.replace(sent.run, out=f"{RUNS}/{name}"))
 

@@ -111,7 +111,9 @@ class SuperLink:
         scheme = "http" if self._certificate is None else "https"
         verify = self._certificate is None or str(self._certificate)
         try:
-            answer = httpx.get(f"{scheme}://{self.address}/health", verify=verify, timeout=2)
+            answer = httpx.get(
+                f"{scheme}://{self.address}/health", verify=verify, timeout=2, trust_env=False
+            )
         except httpx.HTTPError:
             return False
         return answer.is_success
