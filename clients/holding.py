@@ -30,7 +30,15 @@ def experiment_at(context: Context) -> Experiment:
     own = str(context.node_config.get(DATA, ""))
     if own:
         table = dataclasses.replace(
-            experiment.data, dataset="split", path=own, test_path="", label="", client=""
+            experiment.data,
+            dataset="split",
+            path=own,
+            test_path="",
+            label="",
+            client="",
+            validation_fraction=0.0,  # these were done before the data was dealt
+            offset=0.0,
+            standardize=False,
         )
         experiment = dataclasses.replace(experiment, data=table)
         whose, client = parts.dataset(experiment).client, int(context.node_config["partition-id"])

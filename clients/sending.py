@@ -43,7 +43,7 @@ def encode_update(
     what was not sent is kept in the client's state and added to its next update (Stich et al.
     2018, "Sparsified SGD with memory", algorithm 1).
     """
-    if settings.codec == settings.coder == "none" and not settings.packed:
+    if not settings.codes_up:
         return Outgoing(sent=after)
     feedback = settings.codec == "topk" and settings.error_feedback
     meant = dict(after) if settings.codec == "none" else difference(after, before)

@@ -175,12 +175,22 @@ class UpdateTable:
     topk_fraction: float = setting(0.1, "topk: share of the coordinates sent", above=0, high=1)
     error_feedback: bool = setting(True, "topk: what was not sent is added to the next update")
     downlink: str = setting("none", "how the model comes down", choices=("none", "float16", "int8"))
-    packed: bool = setting(False, "a model travels as one array: Flower asks for them one by one")
+    packed: bool = setting(False, "a model travels as one array: Flower fetches arrays one by one")
+
+    @property
+    def codes_up(self) -> bool:
+        """Whether updates travel as payloads, and not as arrays."""
+        return self.packed or {self.codec, self.coder} != {"none"}
+
+    @property
+    def codes_down(self) -> bool:
+        """Whether the model comes down as a payload, and not as arrays."""
+        return self.packed or {self.downlink, self.coder} != {"none"}
 
     @property
     def codes(self) -> bool:
         """Whether models travel in any other way than as arrays."""
-        return self.packed or {self.codec, self.coder, self.downlink} != {"none"}
+        return self.codes_up or self.codes_down
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -976,7 +976,7 @@ def test_data_that_no_node_has_is_refused(dataset: str, said: list[str], tmp_pat
 def over_split(clients: int, cohort: int = 1) -> Experiment:
     return experiment(
         data__dataset="split",
-        data__path="parts",
+        data__path="/parts",
         data__partition="natural",
         data__clients=clients,
         server__clients_per_round=cohort,
@@ -987,8 +987,8 @@ def test_a_split_that_no_node_was_given_is_refused(said: list[str], tmp_path: Pa
     with pytest.raises(ConfigError) as caught:
         operate.fitted(over_split(3), plan(tmp_path, "a", "b", "c"), said.append)
     assert str(caught.value) == (
-        "data.path = 'parts': no node was given a part of it; make a deployment that does: "
-        "fedsim deploy init DIR --nodes 3 --data parts"
+        "data.path = '/parts': no node was given a part of it; make a deployment that does: "
+        "fedsim deploy init DIR --nodes 3 --data /parts"
     )
 
 
@@ -1007,6 +1007,25 @@ def test_a_split_is_where_it_is_mounted(said: list[str], tmp_path: Path) -> None
     fitted = operate.fitted(over_split(2, cohort=2), made, said.append)
     assert fitted.data == dataclasses.replace(over_split(2).data, path="/data")
     assert said == []
+
+
+def test_nodes_with_data_of_their_own_are_given_no_other_run(
+    said: list[str], tmp_path: Path
+) -> None:
+    """They would train on their own data, whatever the run's ledger says."""
+    made = plan(tmp_path, "a", "b", server_data="/parts/server")
+    with pytest.raises(ConfigError, match="the nodes have their own data"):
+        operate.fitted(experiment(data__clients=20), made, said.append)
+    others = over_split(2)
+    others = dataclasses.replace(others, data=dataclasses.replace(others.data, path="/others"))
+    with pytest.raises(ConfigError, match="the nodes were given /parts; submit /parts/exp"):
+        operate.fitted(others, made, said.append)
+
+
+def test_whom_the_experiment_leaves_out_stays_out(said: list[str], tmp_path: Path) -> None:
+    made = dataclasses.replace(plan(tmp_path, "a", "b", "c", "d"), revoked=("a",))
+    asked = experiment(server__left_out="2", data__clients=4, server__clients_per_round=2)
+    assert operate.fitted(asked, made, said.append).server.absent == (0, 2)
 
 
 def test_a_cohort_that_is_too_small_for_its_strategy_is_refused(
@@ -1246,9 +1265,11 @@ def test_each_node_is_given_what_is_its_own_and_nothing_else(deployment: Deploym
         ]
         limits = load_limits(("phone", "laptop")[k % 2])
         expected = (limits.cpus, limits.memory_bytes) if k else (base["cpus"], base["mem_limit"])
-        assert (service.pop("cpus"), service.pop("mem_limit")) == expected
+        assert service.pop("memswap_limit") == service["mem_limit"]  # or as much again for swap
+        cpus = min(expected[0], os.cpu_count() or 1)
+        assert (service.pop("cpus"), service.pop("mem_limit")) == (cpus, expected[1])
         assert service == {key: base[key] for key in service}
-        own = {"profiles", "command", "cpus", "mem_limit", "volumes"}
+        own = {"profiles", "command", "cpus", "mem_limit", "memswap_limit", "volumes"}
         assert base.keys() - service.keys() <= own
     assert written == {
         "superexec": {"volumes": [f"{deployment.directory.parent}/parts/server:/data:ro"]}
@@ -1276,9 +1297,15 @@ def test_a_node_whose_data_is_a_file_is_given_it_and_its_card(tmp_path: Path) ->
 
 
 def test_the_gate_is_published_where_that_was_asked_for(tmp_path: Path) -> None:
-    written = services(create(tmp_path / "d", publish="0.0.0.0:8443"))
+    made = create(tmp_path / "d", publish="0.0.0.0:8443", hosts=["fl.example.org"])
+    written = services(made)
     assert written["gate"] == {"ports": ["0.0.0.0:8443:8000"], "networks": ["control"]}
     assert all("ports" not in service for name, service in written.items() if name != "gate")
+
+
+def test_who_is_published_has_a_name(tmp_path: Path) -> None:
+    (problem,) = refused(tmp_path / "d", 1, publish="0.0.0.0:8443")
+    assert problem.startswith("--publish 0.0.0.0:8443: give the --host")
 
 
 def test_without_data_nothing_is_mounted_but_keys(tmp_path: Path) -> None:
@@ -1429,7 +1456,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
         monkeypatch.setattr(node, "run_supernode", run)
         monkeypatch.setattr(sys, "argv", ["node", *options])
         node.main()
-        assert not Path(os.environ["FEDSIM_NODE_DIR"]).exists()
+        assert "FEDSIM_NODE_DIR" not in os.environ
         (*others, flag, config), port = told[-1]
         assert flag == "--node-config"
         return parse_config_args([config]), others, port

@@ -111,7 +111,8 @@ def mounts(service: Service) -> list[Mount]:
 
 
 def is_capped(name: str, service: Service) -> bool:
-    return float(service["cpus"]) > 0 and bool(service["mem_limit"])
+    memory = bool(service["mem_limit"]) and service["memswap_limit"] == service["mem_limit"]
+    return float(service["cpus"]) > 0 and memory
 
 
 def writes_where_it_may(name: str, service: Service) -> bool:
@@ -186,6 +187,7 @@ BREAKS: list[tuple[str, dict[str, Any]]] = [
     ("the superuser is nobody", {"user": "0:0"}),
     ("the superuser is nobody", {"user": "${FEDSIM_USER:-root}"}),
     ("processor and memory are limited", {"mem_limit": 0}),
+    ("processor and memory are limited", {"memswap_limit": "16g"}),
     ("processor and memory are limited", {"cpus": 0}),
     ("processes are limited", {"pids_limit": -1}),
     ("logs are rotated", {"logging": {"driver": "json-file"}}),

@@ -660,8 +660,11 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         ({"x": np.zeros((3, 2), np.uint8), "ill": np.array(["no"] * 3)}, "x is uint8; the card"),
         ({"x": np.array([["a", "b"]]), "ill": np.array(["no"])}, "x is <U1; the card asks for"),
         ({"x": np.full((3, 2), np.nan), "ill": np.array(["no"] * 3)}, "holds NaN, infinity"),
-        ({"x": np.zeros((3, 2))}, "has no array 'ill'"),
-        ({"x": np.array([[object()] * 2]), "ill": np.array(["no"])}, "need no pickle"),
+        ({"x": np.zeros((3, 2))}, "is no readable .npz file, or lacks"),
+        (
+            {"x": np.array([[object()] * 2]), "ill": np.array(["no"])},
+            "is no readable .npz file, or lacks",
+        ),
     ],
 )
 def test_arrays_of_a_clients_own_that_do_not_fit_are_refused(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fedsim.deployment.superlink import Standing, SuperLink
 
 DEFAULT = Path("deployment")
+COLUMNS = ("service", "container", "node", "client", "device")  # of the status
 WORTH_TELLING = ("WARNING", "ERROR", "waiting for", "left out")
 
 Where = Annotated[
@@ -205,6 +206,8 @@ def run_there(superlink: SuperLink, experiment: Experiment, *, quiet: bool) -> S
         shown(operate.follow(superlink, run), quiet=quiet)
     except KeyboardInterrupt:
         say(f"run {run} goes on without you; end it with: fedsim deploy stop {run}")
+        if out := experiment.run.out:
+            say(f"its ledger will be in the server's volume: docker cp CONTAINER:{out} runs")
         raise
     return superlink.standing(run)
 
@@ -290,18 +293,17 @@ def status(directory: Where = DEFAULT, output: Format = OutputFormat.text) -> No
     from fedsim.report.tables import show
 
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("service", "container", "node", "client", "device"):
+    for column in COLUMNS:
         table.add_column(column)
     for row in rows:
-        shown = ("service", "container", "node", "client", "device")
-        table.add_row(*("-" if row[name] is None else str(row[name]) for name in shown))
+        table.add_row(*("-" if row[name] is None else str(row[name]) for name in COLUMNS))
     show(table)
     typer.echo(f"server at {made.address}: {'answers' if healthy else 'does not answer'}")
 
 
 def logs(
     service: Annotated[
-        str | None, typer.Argument(help="superlink, superexec or a node; default: all.")
+        str | None, typer.Argument(help="superlink, superexec, gate or a node; default: all.")
     ] = None,
     directory: Where = DEFAULT,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,

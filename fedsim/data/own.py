@@ -6,6 +6,9 @@ values, nor a name that the card does not hold.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from fedsim.data.npz import load_arrays
 from fedsim.data.rows import as_float32, check_finite
 from fedsim.data.table import load_table
 from fedsim.errors import DataError
+
+log = logging.getLogger("flwr.fedsim")
 
 OWN_FORMATS = (".csv", ".parquet", ".npz")
 
@@ -48,14 +53,29 @@ def read_own(path: Path, card: Card) -> tuple[Features, Ints]:
         )
     if raw.problem:
         raise DataError(f"{path}: cannot stand in for the dataset: {raw.problem}")
-    rows = _arrays(path, raw, card.form) if path.suffix.lower() == ".npz" else _table(path, raw)
+    archive = path.suffix.lower() == ".npz"
+    rows = _arrays(path, raw, card.form) if archive else _table(path, raw)
     return _features(rows.features, raw, path), _labels(rows.labels, card.form, path)
+
+
+@contextmanager
+def _discreet(path: Path) -> Iterator[None]:
+    """Leave out of an error what a reader quotes of the file: it goes to the server."""
+    try:
+        yield
+    except DataError as error:
+        log.exception("%s cannot be read", path)
+        raise DataError(
+            f"{path}: is no readable {path.suffix} file, or lacks what the card asks for; the "
+            "node's log says more"
+        ) from error
 
 
 def _table(path: Path, raw: Raw) -> _Rows:
     if not raw.columns:
         raise DataError(f"{path}: the card names no columns; save the arrays x and y in an .npz")
-    table = load_table(path)
+    with _discreet(path):
+        table = load_table(path)
     names = [str(name) for name in table.columns]
     for name in (*raw.columns, raw.label):
         if names.count(name) != 1:
@@ -78,7 +98,8 @@ def _table(path: Path, raw: Raw) -> _Rows:
 
 
 def _arrays(path: Path, raw: Raw, form: Form) -> _Rows:
-    arrays = load_arrays(path, ("x", raw.label))
+    with _discreet(path):
+        arrays = load_arrays(path, ("x", raw.label))
     x, labels = arrays["x"], arrays[raw.label]
     if x.ndim == 3:
         x = x[:, np.newaxis]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ def service(made: Deployment, node: NodePlan, pattern: dict[str, Any]) -> dict[s
         own["volumes"].append(f"{data}:{inside}:ro")
         own["command"].append(f"--data={inside}")
     if limits := node.limits():
-        own["cpus"], own["mem_limit"] = limits.cpus, limits.memory_bytes
+        # Docker refuses more cores than there are, and gives as much again for swap.
+        own["cpus"] = min(limits.cpus, float(os.cpu_count() or 1))
+        own["mem_limit"] = own["memswap_limit"] = limits.memory_bytes
     return own
 
 
@@ -108,8 +111,7 @@ class Compose:
         Raises:
             EngineError: it failed.
         """
-        command = [*self._command(), *arguments]
-        code = subprocess.run(command, check=False).returncode
+        code = subprocess.run([*self._command(), *arguments], check=False).returncode
         if code:
             raise EngineError(f"docker compose {' '.join(arguments)} failed with exit code {code}")
 
@@ -144,16 +146,37 @@ class Compose:
         ]
 
 
+def docker(*arguments: str) -> None:
+    """Call Docker; what it says is shown.
+
+    Raises:
+        EngineError: there is none, or it failed.
+    """
+    code = subprocess.run([docker_command(), *arguments], check=False).returncode
+    if code:
+        raise EngineError(f"docker {' '.join(arguments)} failed with exit code {code}")
+
+
+def docker_command() -> str:
+    """Return how Docker is called.
+
+    Raises:
+        EngineError: there is none.
+    """
+    found = shutil.which("docker")
+    if found is None:
+        raise EngineError("no docker was found; install Docker Engine")
+    return found
+
+
 def engine(*arguments: str) -> str:
     """Call Docker and return what it prints.
 
     Raises:
         EngineError: there is none, or it refuses; with what it says.
     """
-    docker = shutil.which("docker")
-    if docker is None:
-        raise EngineError("no docker was found; install Docker Engine")
-    done = subprocess.run([docker, *arguments], capture_output=True, text=True, check=False)
+    command = [docker_command(), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise EngineError(f"docker {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout

@@ -139,6 +139,8 @@ def create(
         problems.append(f"--port {port}: must be between 1 and 65535")
     if publish and not is_endpoint(publish):
         problems.append(f"--publish {publish!r}: write an address and a port, such as 0.0.0.0:8443")
+    elif publish and not hosts:
+        problems.append(f"--publish {publish}: give the --host that nodes will reach it by, too")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         problems.append(
             f"{directory} is not empty; name another folder, or use what is there: fedsim deploy up"
@@ -167,7 +169,7 @@ def create(
             NodePlan(
                 name=f"node-{k}",
                 partition=k,
-                device=devices[k % len(devices)] if devices else "",
+                device=device_at(devices[k % len(devices)]) if devices else "",
                 data=folders[k],
             )
             for k in range(nodes)
@@ -209,6 +211,11 @@ def data_folders(
         problems.append(f"{what} {len(found)} nodes, --nodes says {nodes}; use one number")
         found = [Path()] * nodes
     return [str(path.absolute()) for path in found], str(server)
+
+
+def device_at(name: str) -> str:
+    """Return a device's name, or the absolute path of its file."""
+    return str(Path(name).expanduser().absolute()) if name.endswith(".toml") else name
 
 
 def is_endpoint(text: str) -> bool:
@@ -255,13 +262,13 @@ def make_node(made: Deployment, node: NodePlan) -> None:
 
 
 def give(folder: Path) -> None:
-    """Let the user of the containers read a folder of keys, and nobody else.
+    """Keep a folder of keys for the user of the containers.
 
     Where the superuser makes them, they become the image's user's; anybody else's containers run
     as themselves.
     """
-    for path in (folder, *folder.iterdir()):
-        if os.getuid() == 0:
+    if os.getuid() == 0:
+        for path in (folder, *folder.iterdir()):
             os.chown(path, IMAGE_USER, IMAGE_USER)
     folder.chmod(0o700)
 

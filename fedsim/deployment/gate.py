@@ -33,6 +33,7 @@ HOP_BY_HOP = {
     *("transfer-encoding", "upgrade", "host", "content-length"),
 }
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 300.0
+LARGEST_BODY_BYTES = 256 * 2**20
 
 
 def make_gate(upstream: str, authority: Path | None) -> Starlette:
@@ -52,17 +53,24 @@ def make_gate(upstream: str, authority: Path | None) -> Starlette:
         path = request.scope["path"]  # decoded, and as it came: a URL would be read once more
         if not OPEN.fullmatch(path):
             return PlainTextResponse("there is nothing here for nodes", 404)
+        body = b"".join([part async for part in bounded(request.stream())])
+        if len(body) > LARGEST_BODY_BYTES:
+            return PlainTextResponse("too large", 413)
         try:
             answer = await client.request(
                 request.method,
                 path,
                 params=request.query_params,
                 headers=carried(request.headers.raw),
-                content=await request.body(),
+                content=body,
             )
         except httpx.TransportError as error:  # nodes try again, as they would without the gate
             return PlainTextResponse(f"the SuperLink does not answer: {error}", 503)
-        headers = {name: value for name, value in answer.headers.items() if is_carried(name)}
+        headers = {
+            name: value
+            for name, value in answer.headers.items()
+            if is_carried(name) and name.lower() != "content-encoding"  # it was decoded here
+        }
         return Response(answer.content, answer.status_code, headers)
 
     @contextlib.asynccontextmanager
@@ -73,14 +81,24 @@ def make_gate(upstream: str, authority: Path | None) -> Starlette:
     return Starlette(routes=[Route("/{path:path}", passed_on, methods=METHODS)], lifespan=lifespan)
 
 
+async def bounded(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield a body's parts up to the first byte too many: nobody was asked for a key yet."""
+    received = 0
+    async for part in parts:
+        received += len(part)
+        yield part
+        if received > LARGEST_BODY_BYTES:
+            return
+
+
 def carried(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Return the headers that go on with a request."""
     return [(name, value) for name, value in headers if is_carried(name.decode("latin-1"))]
 
 
 def is_carried(name: str) -> bool:
-    """Say whether a header is of what is carried; bodies arrive here decoded."""
-    return name.lower() not in HOP_BY_HOP | {"content-encoding", "accept-encoding"}
+    """Say whether a header is of what is carried, and not of the hop."""
+    return name.lower() not in HOP_BY_HOP
 
 
 def main() -> None:

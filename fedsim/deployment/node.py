@@ -32,6 +32,7 @@ FIRST_POLL_SECONDS, POLL_GROWTH = 0.1, 1.3
 # How often the executor looks whether the SuperNode is still there.
 PARENT_POLL_SECONDS = 5.0
 RUNTIME_PORT = 9094
+NODE_DIR = "FEDSIM_NODE_DIR"  # see fedsim.measure.container
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
@@ -143,8 +144,11 @@ def end_with_parent() -> None:
 def private_directory() -> Iterator[None]:
     """Give this node's processes a directory that lasts as long as they do."""
     with tempfile.TemporaryDirectory(prefix="fedsim-node-") as directory:
-        os.environ["FEDSIM_NODE_DIR"] = directory
-        yield
+        os.environ[NODE_DIR] = directory
+        try:
+            yield
+        finally:
+            os.environ.pop(NODE_DIR, None)
 
 
 def main() -> None:
@@ -223,6 +227,7 @@ def run_supernode(options: list[str], port: int) -> None:
     start_client_internal.time = Patience(work, done)  # type: ignore[assignment,attr-defined]
     add_exit_handler(end_child)
     signal.signal(signal.SIGCHLD, child_ended)
+    child_ended()  # it may have ended before anybody listened
     isolated = ["--isolation", "process", "--port", str(port)]
     sys.argv = ["flower-supernode", *isolated, *options]
     flower_supernode()

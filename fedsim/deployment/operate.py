@@ -17,17 +17,23 @@ from pathlib import Path
 from fedsim.config import Experiment, from_flat
 from fedsim.deployment import folder
 from fedsim.deployment.bundle import make_bundle
-from fedsim.deployment.compose import DATA, Compose, base_file, engine, has_image, write_files
+from fedsim.deployment.compose import DATA, Compose, base_file, docker, has_image, write_files
 from fedsim.deployment.folder import Deployment
-from fedsim.deployment.superlink import Node, Standing, SuperLink, key_bytes
+from fedsim.deployment.superlink import (
+    PATIENCE_SECONDS,
+    Node,
+    Standing,
+    SuperLink,
+    key_bytes,
+)
 from fedsim.errors import ConfigError, EngineError, RunFailed
 from fedsim.ledger.files import MANIFEST
 
 SERVICES = ("superlink", "superexec", "gate")
 RUNS = "/state/runs"  # in the SuperExec's container
 POLL_SECONDS = 1.0
-PATIENCE_SECONDS = 60  # for a SuperLink that is started again
 ONLINE = "online"
+OWN_HOST = "127.0.0.1"
 # Datasets that a node has without anybody giving it any: they are part of the installation.
 INSTALLED = ("digits",)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -36,7 +42,11 @@ Tell = Callable[[str], None]
 
 
 def connect(made: Deployment) -> SuperLink:
-    """Return a connection to a deployment's SuperLink."""
+    """Return a connection to a deployment's SuperLink, which no proxy stands before."""
+    for variable in ("NO_PROXY", "no_proxy"):
+        others = os.environ.get(variable, "")
+        if OWN_HOST not in others:
+            os.environ[variable] = f"{others},{OWN_HOST}".lstrip(",")
     return SuperLink(made.address, made.authority)
 
 
@@ -84,17 +94,19 @@ def build_image(tell: Tell) -> None:
             "checkout of the source: docker build -t fedsim ."
         )
     tell(f"building the image {image()} (some minutes)")
-    engine("build", "--tag", image(), str(root))
+    docker("build", "--tag", image(), str(root))
 
 
 def register(made: Deployment, superlink: SuperLink, tell: Tell) -> None:
-    """Let every node in whose key the SuperLink does not know yet."""
-    known = {node.public_key for node in superlink.nodes()}
-    for node in made.active:
-        public = made.folder_of(node) / "key.pub"
-        if key_bytes(public) not in known:
-            superlink.register(public, node.name)
-            tell(f"{node.name}: key registered")
+    """Let every node in that belongs here, and shut out every other: keys of other times."""
+    wanted = {key_bytes(made.folder_of(node) / "key.pub"): node for node in made.active}
+    for node in superlink.nodes():
+        if wanted.pop(node.public_key, None) is None:
+            superlink.unregister(node.id)
+            tell(f"{node.name or node.id}: an unknown key is shut out")
+    for key in wanted.values():
+        superlink.register(made.folder_of(key) / "key.pub", key.name)
+        tell(f"{key.name}: key registered")
 
 
 def nodes_by_name(made: Deployment, superlink: SuperLink) -> dict[str, Node]:
@@ -138,11 +150,9 @@ def down(made: Deployment, *, volumes: bool) -> None:
 
 def rotate(made: Deployment, name: str, tell: Tell) -> None:
     """Give a node a new key, and shut the old one out."""
-    node = made.node(name)
+    folder.make_node(made, made.node(name))
     with connect(made) as superlink:
-        shut_out(made, superlink, name)
-        folder.make_node(made, node)
-        superlink.register(made.folder_of(node) / "key.pub", name)
+        register(made, superlink, tell)
     write_files(made)
     Compose(made)("up", "--detach", "--no-build", "--force-recreate", "--no-deps", name)
     tell(f"{name}: has a new key; the old one is worth nothing")
@@ -150,24 +160,17 @@ def rotate(made: Deployment, name: str, tell: Tell) -> None:
 
 def revoke(made: Deployment, name: str, tell: Tell) -> Deployment:
     """Shut a node out for good, and stop its container."""
-    made.node(name)
-    with connect(made) as superlink:
-        shut_out(made, superlink, name)
-    Compose(made)("rm", "--force", "--stop", name)
+    node = made.node(name)
+    # First of all written down: whatever fails from here on, "up" does not let it in again.
     left = dataclasses.replace(made, revoked=(*made.revoked, name))
     folder.save(left)
-    shutil.rmtree(left.folder_of(next(n for n in made.nodes if n.name == name)))
+    Compose(made)("rm", "--force", "--stop", name)
+    with connect(left) as superlink:
+        register(left, superlink, tell)
     write_files(left)
+    shutil.rmtree(left.folder_of(node))
     tell(f"{name}: is shut out, and its key removed")
     return left
-
-
-def shut_out(made: Deployment, superlink: SuperLink, name: str) -> None:
-    """Unregister a node by the key in its folder."""
-    public = key_bytes(made.folder_of(made.node(name)) / "key.pub")
-    for node in superlink.nodes():
-        if node.public_key == public:
-            superlink.unregister(node.id)
 
 
 def fitted(experiment: Experiment, made: Deployment, tell: Tell) -> Experiment:
@@ -195,7 +198,25 @@ def fitted(experiment: Experiment, made: Deployment, tell: Tell) -> Experiment:
                     f"make a deployment with as many, or split the data for {nodes}"
                 ]
             )
+        if Path(data.path).absolute() not in (
+            server_data := Path(made.server_data),
+            server_data.parent,
+        ):
+            raise ConfigError(
+                [
+                    f"data.path = {data.path!r}: the nodes were given {server_data.parent}; "
+                    f"submit {server_data.parent / 'experiment.toml'}"
+                ]
+            )
         data = dataclasses.replace(data, path=DATA)
+    elif made.server_data:
+        raise ConfigError(
+            [
+                f"data.dataset = {data.dataset!r}: the nodes have their own data, and would train "
+                f"on that; submit {Path(made.server_data).parent / 'experiment.toml'}, or make "
+                "another deployment"
+            ]
+        )
     elif data.dataset not in INSTALLED:
         raise ConfigError(
             [
@@ -214,7 +235,8 @@ def fitted(experiment: Experiment, made: Deployment, tell: Tell) -> Experiment:
     gone = [str(node.partition) for node in made.nodes if node not in made.active]
     if gone:
         tell(f"left out, as their nodes are revoked: clients {', '.join(gone)}")
-        server = dataclasses.replace(server, left_out=",".join(gone))
+        both = sorted({*server.absent, *map(int, gone)})
+        server = dataclasses.replace(server, left_out=",".join(map(str, both)))
     fit = dataclasses.replace(experiment, data=data, server=server)
     return from_flat(fit.flat(), vocabulary={})  # a cohort may be too small for its strategy now
 

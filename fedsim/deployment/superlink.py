@@ -79,18 +79,24 @@ class SuperLink:
     def __init__(self, address: str, certificate: Path | None) -> None:
         self.address = address
         self._certificate = certificate
-        self._client = ControlHttpClient.from_server_address(
-            server_address=address,
-            insecure=certificate is None,
-            root_certificates=None if certificate is None else certificate.read_bytes(),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="fedsim")],
+        self._client = self._connect(
             # It also closes a connection that was idle for five seconds.
-            retry_invoker=RetryInvoker(
+            RetryInvoker(
                 lambda: exponential(base_delay=0.1, max_delay=2),
                 httpx.TransportError,
                 max_tries=None,
                 max_time=PATIENCE_SECONDS,
-            ),
+            )
+        )
+
+    def _connect(self, retry_invoker: RetryInvoker | None) -> ControlHttpClient:
+        authority = self._certificate
+        return ControlHttpClient.from_server_address(
+            server_address=self.address,
+            insecure=authority is None,
+            root_certificates=None if authority is None else authority.read_bytes(),
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="fedsim")],
+            retry_invoker=retry_invoker,
         )
 
     def __enter__(self) -> Self:
@@ -156,10 +162,17 @@ class SuperLink:
             self._client.UnregisterNode(UnregisterNodeRequest(node_id=node))
 
     def start(self, bundle: bytes) -> int:
-        """Start a run of an app bundle and return its id."""
+        """Start a run of an app bundle and return its id.
+
+        It is asked for once: where the answer is lost, another try could start a second run.
+        """
         fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
-        with answered(self.address):
-            answer = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab)))
+        once = self._connect(None)
+        try:
+            with answered(self.address):
+                answer = once.StartRun(StartRunRequest(fab=fab_to_proto(fab)))
+        finally:
+            once.close()
         if not answer.HasField("run_id"):
             raise EngineError(f"the SuperLink started no run: {answer.note or 'it says no more'}")
         return int(answer.run_id)

@@ -16,6 +16,7 @@ log = logging.getLogger("flwr.fedsim")
 FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS, GROWTH = 0.05, 0.5, 1.5
 # A call that takes longer was tried again and again.
 AWAY_SECONDS = 2.0
+LONGEST_TEXT = 500  # characters of what a client says
 PUSHES = 5
 
 
@@ -43,7 +44,7 @@ def send_and_receive(
         asked = time.monotonic()
         came = list(grid.pull_messages(waiting))
         took = time.monotonic() - asked
-        deadline += took if took > AWAY_SECONDS else 0
+        deadline += took if took > AWAY_SECONDS and not came else 0
         replies += came
         waiting -= {reply.metadata.reply_to_message_id for reply in came}
         left = deadline - time.monotonic()
@@ -70,3 +71,12 @@ def push(grid: Grid, messages: list[Message]) -> list[str | None]:
         except ObjectPushError as error:
             log.warning("messages are pushed again: %s", error)
     return list(grid.push_messages(messages))
+
+
+def plain(text: str | None) -> str:
+    """Return what a client says as one line of bounded length, fit for logs, tables and terminals.
+
+    A client could otherwise forge lines of a log, or send as much as it likes.
+    """
+    shown = "".join(c if c.isprintable() else " " for c in (text or "")[: LONGEST_TEXT + 1])
+    return shown if len(shown) <= LONGEST_TEXT else f"{shown[:LONGEST_TEXT]}..."

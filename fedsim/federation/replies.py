@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 
 from fedsim.algorithms.sums import WeightedSum
+from fedsim.federation.exchange import plain
 from fedsim.flower import (
     ARRAYS,
     CONTROL,
@@ -112,7 +113,7 @@ def judge(
             continue
         judged.replies[client] = reply
         if reply.has_error():
-            error = reply.error.reason or f"error code {reply.error.code}"
+            error = plain(reply.error.reason) or f"error code {reply.error.code}"
             rows.append(ClientRow(round=round, client=client, status="failed", error=error))
         else:
             rows.append(judge_content(judged, instruction, client, reply, read_update))

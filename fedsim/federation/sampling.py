@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from fedsim.data import Form
 from fedsim.errors import RunFailed
-from fedsim.federation.exchange import knows_its_nodes, send_and_receive
+from fedsim.federation.exchange import knows_its_nodes, plain, send_and_receive
 from fedsim.flower import PARTITION
 from fedsim.randomness import stream
 
@@ -119,7 +119,7 @@ class RollCall:
     def take(self, node: int, reply: Message) -> None:
         """Take down what a node answered."""
         if not reply.has_content():  # it may be starting: it is asked again
-            reason = reply.error.reason or f"error code {reply.error.code}"
+            reason = plain(reply.error.reason) or f"error code {reply.error.code}"
             if self._failing.get(node) != reason:
                 log.warning("node %d does not say what it holds: %s", node, reason)
             self._failing[node] = reason
@@ -191,7 +191,7 @@ def read_inventory(reply: Message) -> tuple[int, int, str]:
         KeyError, TypeError, ValueError: the answer does not say.
     """
     held = reply.content.config_records[PARTITION]
-    client, problem = int(str(held["partition-id"])), str(held.get("problem", ""))
+    client, problem = int(str(held["partition-id"])), plain(str(held.get("problem", "")))
     if problem:
         return client, 0, problem
     examples = held["examples"]

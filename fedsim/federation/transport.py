@@ -40,7 +40,7 @@ class Transport:
         Raises:
             CodecError: the model cannot be coded: it is too large for float16.
         """
-        if self.update.downlink == self.update.coder == "none" and not self.update.packed:
+        if not self.update.codes_down:
             return instruction, instruction.arrays
         payload = codecs.encode(
             instruction.arrays,
@@ -66,7 +66,7 @@ class Transport:
         Raises:
             Rejected: the reply holds no acceptable update.
         """
-        if self.update.codec == self.update.coder == "none" and not self.update.packed:
+        if not self.update.codes_up:
             model = read_arrays(content, ARRAYS, like)
         else:
             decoded = read_payload(content, like)
