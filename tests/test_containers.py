@@ -56,12 +56,14 @@ def docker(*arguments: str, check: bool = True, timeout: float = 120) -> str:
 def stage(request: pytest.FixtureRequest) -> Callable[[str], Any]:
     """Print how long a block took, on the terminal."""
     writer = request.config.get_terminal_writer()
+    captured = request.config.pluginmanager.getplugin("capturemanager")
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
         started = time.monotonic()
         yield
-        writer.line(f"\n  containers: {name}: {time.monotonic() - started:.1f} s")
+        with captured.global_and_fixture_disabled():
+            writer.line(f"\n  containers: {name}: {time.monotonic() - started:.1f} s")
 
     return timed
 
