@@ -1495,7 +1495,13 @@ def test_a_node_is_one_client(
 
 # Tasks in forks. A process with threads, as this one may be, warns when it forks.
 
-forks = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+# A node's executor has one thread. Other tests of this process may have left some: Python's and
+# JAX's warnings are of those.
+forks = pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded.*fork:DeprecationWarning",
+    "ignore:os.fork.. was called:RuntimeWarning",
+    "ignore:.*_at_fork:pytest.PytestUnraisableExceptionWarning",
+)
 
 
 def spec(task: int = 1, task_type: TaskType = TaskType.CLIENT_APP, **others: Any) -> ExecutionSpec:

@@ -77,7 +77,7 @@ class ForkingExecutor:
     ) -> None:
         """Wait until the next task may start."""
         while len(self._running) >= self._max_tasks:
-            self._forget(*os.waitpid(-1, 0))
+            self._forget(*os.waitpid(next(iter(self._running)), 0))
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Fork, and run the task in the child."""
@@ -93,11 +93,10 @@ class ForkingExecutor:
 
     def reconcile(self) -> None:
         """Forget the tasks whose process has ended."""
-        while self._running:
-            child, status = os.waitpid(-1, os.WNOHANG)
-            if child == 0:
-                return
-            self._forget(child, status)
+        for running in list(self._running):  # and no other child, which is somebody else's
+            child, status = os.waitpid(running, os.WNOHANG)
+            if child:
+                self._forget(child, status)
 
     @property
     def busy(self) -> bool:
@@ -108,11 +107,11 @@ class ForkingExecutor:
         """End what still runs; the SuperNode tells the server that it never answered."""
         for child in self._running:
             os.kill(child, signal.SIGTERM)
-        while self._running:
-            self._forget(*os.waitpid(-1, 0))
+        for child in list(self._running):
+            self._forget(*os.waitpid(child, 0))
 
     def _forget(self, child: int, status: int) -> None:
-        task, code = self._running.pop(child, None), os.waitstatus_to_exitcode(status)
+        task, code = self._running.pop(child), os.waitstatus_to_exitcode(status)
         if code < 0:  # Flower notices that the task has fallen silent, a minute later
             log.error("task %s: its process was ended by signal %d", task, -code)
 
