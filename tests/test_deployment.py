@@ -1053,6 +1053,38 @@ def test_a_new_run_resumes_none() -> None:
     assert not operate.placed(experiment(run__resume=True, run__out="here")).run.resume
 
 
+def checkout(directory: Path) -> Path:
+    """Make what a checkout is known by."""
+    (directory / "fedsim" / "deployment").mkdir(parents=True)
+    (directory / "Dockerfile").write_text("FROM scratch")
+    return directory
+
+
+def test_the_image_is_built_where_the_source_is(
+    said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an installation, which has no source: from the checkout that it is called in."""
+    built: list[tuple[str, ...]] = []
+    monkeypatch.setattr(operate, "docker", lambda *arguments: built.append(arguments))
+    monkeypatch.setattr(operate, "base_file", lambda: tmp_path / "site" / "docker-compose.yml")
+    monkeypatch.delenv("FEDSIM_IMAGE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EngineError, match="this is no checkout of the source"):
+        operate.build_image(said.append)
+    here = checkout(tmp_path / "here")
+    monkeypatch.chdir(here)
+    operate.build_image(said.append)
+    assert any("CUDA" in line for line in said)
+    said.clear()
+    (here / "wheels").mkdir()
+    (here / "wheels" / "torch-2.13.0+cpu-cp311.whl").touch()
+    operate.build_image(said.append)
+    assert not any("CUDA" in line for line in said)
+    site = checkout(tmp_path / "site")
+    operate.build_image(said.append)
+    assert built == [("build", "--tag", "fedsim", str(root)) for root in (here, here, site)]
+
+
 class FakeSuperLink:
     """Stands for a connection to a SuperLink: what it streams, and what it knows.
 

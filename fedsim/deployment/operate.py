@@ -84,17 +84,29 @@ def image() -> str:
 def build_image(tell: Tell) -> None:
     """Build the image from the Dockerfile of a source checkout.
 
+    That is the one that this runs from, or the one that it is called in.
+
     Raises:
-        EngineError: there is none beside this installation.
+        EngineError: there is none.
     """
-    root = base_file().parent
-    if not (root / "Dockerfile").is_file():
+    root = next(filter(is_checkout, (base_file().parent, Path.cwd())), None)
+    if root is None:
         raise EngineError(
-            f"there is no image {image()!r}, and no Dockerfile beside this installation; in a "
-            "checkout of the source: docker build -t fedsim ."
+            f"there is no image {image()!r}, and this is no checkout of the source to build it "
+            "from; go to one and call this again, or build it there: docker build -t fedsim ."
         )
-    tell(f"building the image {image()} (some minutes)")
+    tell(f"building the image {image()} from {root} (some minutes)")
+    if not list((root / "wheels").glob("torch-*.whl")):
+        tell(
+            "wheels/ holds no torch, so the image gets pip's own choice, which on Linux may carry "
+            "CUDA, some gigabytes of it; docs/deployment.md has the remedy"
+        )
     docker("build", "--tag", image(), str(root))
+
+
+def is_checkout(directory: Path) -> bool:
+    """Say whether a directory is the top of fedsim's source."""
+    return (directory / "Dockerfile").is_file() and (directory / "fedsim" / "deployment").is_dir()
 
 
 def register(made: Deployment, superlink: SuperLink, tell: Tell) -> None:
