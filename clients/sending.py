@@ -9,9 +9,9 @@ import numpy as np
 from flwr.app import Context
 
 from fedsim import codecs, flower
-from fedsim.config import UpdateTable
 from fedsim.errors import CodecError
 from fedsim.measure.payload import difference, relative_error
+from fedsim.settings import UpdateTable
 
 
 @dataclass(frozen=True, kw_only=True)

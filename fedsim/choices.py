@@ -13,11 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from fedsim import parts
-from fedsim.config import DataTable, Experiment, ModelTable, RunTable, TrainTable
+from fedsim.config import Experiment
 from fedsim.costs import experiment_cost
 from fedsim.errors import ConfigError
 from fedsim.measure.cores import allowed_cores
 from fedsim.runs import holds_run, stored_experiment
+from fedsim.settings import DataTable, ModelTable, RunTable, TrainTable
 from fedsim.training import missing_device, plan_for, translatable
 
 Tell = Callable[[str], None]

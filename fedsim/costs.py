@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedsim import parts
-from fedsim.config import DataTable, Experiment, ModelTable, RunTable, TrainTable
+from fedsim.config import Experiment
 from fedsim.measure.compute import (
     LayerCost,
     ModelCost,
@@ -21,6 +21,7 @@ from fedsim.measure.compute import (
 )
 from fedsim.measure.devices import load_profile, modelled, profile_names
 from fedsim.measure.memory import LOSS, SavedBytes, largest_batch, saved_model
+from fedsim.settings import DataTable, ModelTable, RunTable, TrainTable
 
 KINDS = {  # of an activation's operations, by the ledger's column
     "compare_ops": "compare",

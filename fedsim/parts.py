@@ -15,10 +15,11 @@ import numpy.typing as npt
 from torch.nn import Module
 
 from fedsim import data, models
-from fedsim.config import DataTable, Experiment, ModelTable, RunTable, TrainTable
+from fedsim.config import Experiment
 from fedsim.data import Dataset, Form, Partition
 from fedsim.errors import DataError
 from fedsim.randomness import stream
+from fedsim.settings import DataTable, ModelTable, RunTable, TrainTable
 from fedsim.training import CohortTrainer, Plan, Recipe, make_trainer, plan_for
 
 # Keys of the table ``data`` that decide which examples there are; the others deal them.

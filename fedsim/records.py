@@ -117,6 +117,12 @@ class ClientRow:
     gradient_ratio_before: float | None = figure("counted", signed=True)
     gradient_ratio_after: float | None = figure("counted", signed=True)
 
+    # Where updates are clipped, and where they are summed without the server seeing them.
+    clip_scale: float | None = figure("counted")  # what the update was multiplied by
+    secure_uplink_bytes: int | None = figure("counted")  # keys, shares and unmasking, not the sum
+    secure_downlink_bytes: int | None = figure("counted")
+    secure_cpu_seconds: float | None = figure("measured")  # of the client's cryptography
+
     # On the device of ``measure.device``.
     modelled_seconds: float | None = figure("modelled")
     modelled_joules: float | None = figure("modelled")
@@ -171,6 +177,15 @@ class RoundRow:
     package_joules: float | None = figure("measured")  # of the whole processor, by RAPL
     worker_idle_fraction: float | None = figure("measured")  # while clients were asked in blocks
 
+    # What is promised, and what was attacked.
+    clipping_norm: float | None = figure("counted")  # of this round's updates
+    clipped_fraction: float | None = figure("counted")  # of the updates
+    noise_std: float | None = figure("counted")  # of a coordinate of the mean update
+    signal_to_noise: float | None = figure("counted")  # |mean update| / (noise_std sqrt(size))
+    epsilon: float | None = figure("counted")  # spent so far
+    secure_wall_seconds: float | None = figure("measured")  # of secure aggregation, at the server
+    attack_success_fraction: float | None = figure("counted")  # of ``adversary.kind``
+
     # The arrays that came down, one copy (``measure.level = "full"``).
     model_compressed_bytes: int | None = figure("counted")
     model_zero_fraction: float | None = figure("counted")
@@ -214,5 +229,6 @@ class Manifest:
     resumed: tuple[str, ...] = ()  # when
     # By time of resumption: what was no longer as at first, by field.
     changed: dict[str, dict[str, object]] = field(default_factory=dict)
+    guarantee: str | None = None  # what is promised about people's data, with all that it rests on
     # Figures that were asked for and stay blank, and why.
     blanks: dict[str, str] = field(default_factory=dict)

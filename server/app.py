@@ -14,7 +14,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim import config, parts
-from fedsim.config import MeasureTable, TrainTable
 from fedsim.federation.asking import Part
 from fedsim.federation.billing import modelled_price, why_blank
 from fedsim.federation.evaluation import examine
@@ -29,6 +28,7 @@ from fedsim.measure.cores import allowed_cores
 from fedsim.measure.energy import not_measured, package_energy
 from fedsim.records import RoundRow
 from fedsim.runs import open_run
+from fedsim.settings import MeasureTable, TrainTable
 from fedsim.telling import round_line
 from fedsim.training import (
     Plan,

@@ -23,6 +23,7 @@ FOUNDATIONS = {
         "units",
         "randomness",
         "records",
+        "settings",
         "table",
         "telling",
         "values",
@@ -73,7 +74,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 # The apps compose functions of their own side, and do not see each other.
-COMMON = {"config", "flower", "parts", "measure", "randomness", "records", "training"}
+COMMON = {
+    *("config", "flower", "parts", "measure", "randomness", "records", "settings", "training"),
+}
 APPS = {
     "clients": {*COMMON, "algorithms", "codecs", "costs", "errors"},
     "server": {*COMMON, "federation", "ledger", "runs", "telling", "vocabulary"},

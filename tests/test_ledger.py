@@ -814,7 +814,7 @@ def make_newer(path: Path) -> None:
         (fill_with_garbage, r"ledger.sqlite is damaged .*not a database"),
         (make_empty, r"ledger.sqlite is a database, but not a ledger"),
         (make_foreign, r"ledger.sqlite is a database, but not a ledger"),
-        (make_newer, r"format 99, and this fedsim reads up to 4; it was written by fedsim 7.0.0"),
+        (make_newer, r"format 99, and this fedsim reads up to 5; it was written by fedsim 7.0.0"),
     ],
 )
 def test_a_damaged_ledger_is_refused(tmp_path: Path, damage: Any, message: str) -> None:
@@ -966,7 +966,11 @@ MANIFEST_V2 = MANIFEST_V1.replace('"format_version": 1', '"format_version": 2').
 )
 MANIFEST_V3 = MANIFEST_V2.replace('"format_version": 2', '"format_version": 3')
 MANIFEST_V4 = MANIFEST_V3.replace('"format_version": 3', '"format_version": 4')
-MANIFESTS = {1: MANIFEST_V1, 2: MANIFEST_V2, 3: MANIFEST_V3, 4: MANIFEST_V4}
+MANIFEST_V5 = MANIFEST_V4.replace('"format_version": 4', '"guarantee": null, "format_version": 5')
+MANIFESTS = {
+    **{1: MANIFEST_V1, 2: MANIFEST_V2, 3: MANIFEST_V3, 4: MANIFEST_V4},
+    5: MANIFEST_V5,
+}
 TABLES = (schema.ROUNDS, schema.CLIENTS, schema.LAYERS)
 
 

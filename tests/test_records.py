@@ -26,6 +26,7 @@ WITHOUT_UNIT = {
     *("accuracy_after", "zero_fraction_without_blank", "codec_error"),
     *("gradient_ratio_before", "gradient_ratio_after"),
     *("preactivation_mean", "preactivation_std"),
+    *("clip_scale", "noise_std", "signal_to_noise", "epsilon"),
     *("loss_first_step", "loss_last_step", "loss_before", "loss_after"),
 }
 # What is neither a figure, nor a key, nor text: it is always there.

@@ -12,7 +12,7 @@ from flwr.app import Array, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsim import parts
-from fedsim.config import Experiment, UpdateTable
+from fedsim.config import Experiment
 from fedsim.engine import InlineExecutor, SimulationGrid
 from fedsim.errors import RunFailed
 from fedsim.federation import sampling
@@ -21,6 +21,7 @@ from fedsim.federation.rounds import RoundFailed, RoundOutcome, federated_rounds
 from fedsim.federation.strategy import make_aggregator
 from fedsim.federation.transport import Transport
 from fedsim.ledger.read import Run, load
+from fedsim.settings import UpdateTable
 from fedsim.training import load_arrays, read_arrays
 
 Make = Callable[..., Experiment]

@@ -28,8 +28,9 @@ from fedsim.cli.options import (
 )
 from fedsim.cli.plan import show_plan
 from fedsim.cli.progress import StudyProgress, say, teller
-from fedsim.config import EngineTable, Experiment
+from fedsim.config import Experiment
 from fedsim.errors import ConfigError, RunFailed
+from fedsim.settings import EngineTable
 
 if TYPE_CHECKING:
     from fedsim.engine.pool import RayExecutor

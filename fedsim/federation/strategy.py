@@ -29,10 +29,11 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim.algorithms import scaffold
 from fedsim.algorithms.sums import WeightedSum, block_sum
-from fedsim.config import Experiment, ServerTable
+from fedsim.config import Experiment
 from fedsim.errors import RunFailed
 from fedsim.federation.replies import Update
 from fedsim.flower import ARRAYS, METRICS, WEIGHT, Instruction
+from fedsim.settings import ServerTable
 
 Arrays = Mapping[str, np.ndarray]
 SOMEBODY = 1  # the node of a message that goes nowhere

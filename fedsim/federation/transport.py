@@ -9,11 +9,11 @@ import numpy as np
 from flwr.app import RecordDict
 
 from fedsim import codecs
-from fedsim.config import UpdateTable
 from fedsim.federation.replies import Rejected, read_arrays
 from fedsim.flower import ARRAYS, CODED, PROBLEM, Instruction, decode_payload
 from fedsim.measure.payload import difference
 from fedsim.randomness import stream
+from fedsim.settings import UpdateTable
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -9,6 +9,7 @@ FORMAT_HISTORY = {
     2: "every client's bill; layers before and after training; bytes of serialised messages",
     3: "clients in blocks: how idle the workers were; models are summed in blocks",
     4: "the bill of a client's container",
+    5: "clipping, noise, epsilon; the cost of secure aggregation; the success of an attack",
 }
 FORMAT_VERSION = max(FORMAT_HISTORY)
 
@@ -36,9 +37,20 @@ _CONTAINER = {
     *("container_peak_memory_bytes", "container_memory_limit_bytes"),
     *("container_received_bytes", "container_sent_bytes"),
 }
+_PRIVACY = {
+    "rounds": {
+        *("clipping_norm", "clipped_fraction", "noise_std", "signal_to_noise", "epsilon"),
+        *("secure_wall_seconds", "attack_success_fraction"),
+    },
+    "clients": {
+        *("clip_scale", "secure_uplink_bytes", "secure_downlink_bytes", "secure_cpu_seconds"),
+    },
+}
 _LACKED = {
-    (2, "rounds"): {"worker_idle_fraction"},
-    **{(version, "clients"): _CONTAINER for version in (2, 3)},
+    (2, "rounds"): {"worker_idle_fraction", *_PRIVACY["rounds"]},
+    **{(version, "clients"): {*_CONTAINER, *_PRIVACY["clients"]} for version in (2, 3)},
+    **{(version, "rounds"): _PRIVACY["rounds"] for version in (3, 4)},
+    (4, "clients"): _PRIVACY["clients"],
 }
 
 
