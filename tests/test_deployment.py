@@ -1698,6 +1698,25 @@ def test_closing_ends_what_runs(executor: Make) -> None:
 
 
 @forks
+def test_a_task_runs_none_of_its_node_s_handlers(
+    executor: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where it did, a task that was ended early went on as a second node, with all its files."""
+
+    def node_s_own(*_: object) -> None:
+        raise SystemExit(1)
+
+    before = signal.signal(signal.SIGTERM, node_s_own)
+    try:
+        own = executor(linger)
+        own.launch(spec())
+        own.close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "its process was ended by signal 15" in caplog.text
+
+
+@forks
 def test_what_was_not_printed_yet_is_printed_once(
     executor: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:

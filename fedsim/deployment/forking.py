@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,6 +37,10 @@ PRELOADED = (
     "fedsim.parts",
     "fedsim.training",
 )
+
+
+# What ends a task from outside. A node's own handlers wait for its tasks: no child is to run them.
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 class ForkingExecutor:
@@ -85,9 +89,14 @@ class ForkingExecutor:
             return LaunchResult.failed(f"a client's node runs no {spec.task_type} tasks")
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # or the child prints it again
-        child = os.fork()
-        if child == 0:
-            run_and_exit(lambda: run_task(spec))
+        # A signal that came before the child has handlers of its own would run the node's in it.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            child = os.fork()
+            if child == 0:
+                run_and_exit(lambda: run_task(spec), blocked)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         self._running[child] = spec.task_id
         return LaunchResult.accepted()
 
@@ -129,10 +138,18 @@ def run_task(spec: ExecutionSpec) -> None:
     )
 
 
-def run_and_exit(run: Callable[[], None]) -> NoReturn:
-    """Run in a forked child and end it without the clean-up that is its parent's."""
+def run_and_exit(run: Callable[[], None], mask: Iterable[int] = ()) -> NoReturn:
+    """Run in a forked child and end it without the clean-up that is its parent's.
+
+    Args:
+        run: the child's work.
+        mask: of signals, to be restored once those that end the child do.
+    """
     code = 1
     try:
+        for ending in ENDING:
+            signal.signal(ending, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         run()
         code = 0
     except SystemExit as error:  # how Flower ends a task
