@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from clients.control import control_of, correction, update_control
 from clients.holding import experiment_at, inventory
+from clients.protecting import protect
 from clients.sending import encode_update
 from clients.visit import figures_of, train_clients
 from fedsim import codecs, flower, parts
@@ -46,6 +47,7 @@ def train(message: Message, context: Context) -> Message:
     with bill.clock("training"):  # the rest of SCAFFOLD's
         change = update_control(context, asked, own_control, arrays, steps)
     with bill.clock("serialization"):
+        arrays = protect(experiment, asked, client, arrays)
         rng = partial(stream, seed, "codec", round=asked.round, client=client)
         outgoing = encode_update(context, experiment.update, asked.arrays, arrays, rng=rng)
         sent = flower.encode_sent(outgoing.sent, change)

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from fedsim.privacy.clipping import UNIT, clip_weights
 
 from clients.figures import compression_figures, health_figures, layer_columns
 from fedsim import parts
 from fedsim.config import Experiment
 from fedsim.costs import counted_columns
-from fedsim.flower import ARRAYS, Arrays, Instruction, describe_not_finite
+from fedsim.flower import ARRAYS, CLIP_SCALE, Arrays, Instruction, describe_not_finite
 from fedsim.measure.bill import Bill
 from fedsim.measure.health import Health, look, probe_indices
 from fedsim.randomness import stream, streams
@@ -108,6 +109,9 @@ def train_clients(
         )
     with bill.clock("measuring"):
         came_to = digest(asked.arrays, result)
+        if asked.clipping_norm is not None:  # lengths first, then what they are cut to
+            weights = clip_weights(came_to.update_norm, asked.clipping_norm)
+            came_to = digest(asked.arrays, result, weights=weights)
     visit = partial(
         Visit, experiment=experiment, asked=asked, clients=clients, result=result, digest=came_to
     )
@@ -170,6 +174,9 @@ def figures_of(visit: Visit, bill: Bill) -> tuple[Columns, dict[int, Layers]]:
     """Return the clients' figures as columns, as far as the level asks, and their layers' rows."""
     level, result = visit.asked.level, visit.result
     columns: Columns = {name: getattr(result, name) for name in RESULT}
+    if visit.asked.clipping_norm is not None:
+        norms = visit.digest.update_norm
+        columns[CLIP_SCALE] = clip_weights(norms, visit.asked.clipping_norm) / UNIT
     if visit.initial_losses is not None:
         columns["initial_loss"] = visit.initial_losses
     layers: dict[int, Layers] = {}

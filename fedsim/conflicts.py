@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from fedsim.promises import privacy_conflicts
+
 if TYPE_CHECKING:
     from fedsim.config import Experiment
 
@@ -27,6 +29,7 @@ def conflicts(e: Experiment) -> Iterator[Conflict]:
     yield from algorithm_conflicts(e)
     yield from byzantine_conflicts(e)
     yield from transport_conflicts(e)
+    yield from privacy_conflicts(e)
     yield from execution_conflicts(e)
 
 

@@ -22,6 +22,7 @@ CODED, PROBLEM, LAYERS, RESIDUAL = "coded", "problem", "layers", "residual"
 # Of messages to and from blocks of clients: "cohort" is the engine's.
 COHORT, SUM, STACK, FIGURES, COLUMNS = "cohort", "sum", "stack", "figures", "columns"
 WEIGHT = "num-examples"
+CLIP_SCALE = "clip_scale"  # a column that a block has, and that the server finds for a client alone
 NPY_1_0 = b"\x93NUMPY\x01\x00"
 PAYLOAD = "payload"  # the array of a coded record
 MEASURED = {
@@ -39,7 +40,9 @@ class Instruction:
     travels as such. ``level`` says how much is measured (``measure.level``). ``initial_loss`` asks
     for the loss of the global model on all of the client's examples, which q-FedAvg weighs clients
     by. ``control`` is SCAFFOLD's server control variate. ``summed`` asks a block of clients for the
-    sum of their models in place of each.
+    sum of their models in place of each. ``clipping_norm`` is what updates are scaled down to, all
+    of equal weight (infinity: as they are); None: they weigh by examples. ``noise_multiplier`` is
+    for clients that add noise themselves.
     """
 
     round: int
@@ -50,6 +53,8 @@ class Instruction:
     control: Arrays | None = None
     coded: bytes | None = None
     summed: bool = False
+    clipping_norm: float | None = None
+    noise_multiplier: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +237,10 @@ def encode_instruction(instruction: Instruction) -> RecordDict:
     )
     if instruction.summed:
         config["summed"] = True
+    if instruction.clipping_norm is not None:
+        config["clipping-norm"] = instruction.clipping_norm
+    if instruction.noise_multiplier is not None:
+        config["noise-multiplier"] = instruction.noise_multiplier
     content = RecordDict({**model, CONFIG: config})
     if instruction.control is not None:
         content[CONTROL] = encode_arrays(instruction.control)
@@ -258,7 +267,14 @@ def decode_instruction(message: Message, decode: Callable[[bytes], Arrays]) -> I
         initial_loss=bool(config["initial-loss"]),
         control=None if control is None else decode_arrays(control),
         summed=bool(config.get("summed", False)),
+        clipping_norm=optional(config, "clipping-norm"),
+        noise_multiplier=optional(config, "noise-multiplier"),
     )
+
+
+def optional(config: Mapping[str, Any], key: str) -> float | None:
+    """Return a number of a message's config; None where it says nothing."""
+    return None if key not in config else float(config[key])
 
 
 def asked_clients(message: Message) -> list[int]:

@@ -16,11 +16,11 @@ from flwr.serverapp import Grid, ServerApp
 from fedsim import config, parts
 from fedsim.federation.asking import Part
 from fedsim.federation.billing import modelled_price, why_blank
+from fedsim.federation.bounded import make_bounded
 from fedsim.federation.evaluation import examine
 from fedsim.federation.rounds import RoundFailed, federated_rounds
-from fedsim.federation.sampling import choose_clients, locate_clients
+from fedsim.federation.sampling import locate_clients
 from fedsim.federation.states import changed_states, restore_states
-from fedsim.federation.strategy import make_aggregator
 from fedsim.federation.transport import Transport
 from fedsim.ledger.store import Entry
 from fedsim.ledger.writer import LedgerWriter
@@ -39,6 +39,7 @@ from fedsim.training import (
     steps_of,
 )
 from fedsim.vocabulary import vocabulary
+from server.promise import account, chooser, noise_source, spent
 
 app = ServerApp()
 log = logging.getLogger("flwr.fedsim")  # a child of Flower's, which shows it in its own runtime
@@ -55,7 +56,6 @@ def main(grid: Grid, context: Context) -> None:
     test_x, test_y = (torch.from_numpy(part) for part in examples.test())
     model = parts.initial_model(experiment)
     arrays = read_arrays(model)
-    aggregator = make_aggregator(experiment, arrays, clients=clients)
     timeout_seconds = server.round_timeout_seconds
     at = locate_clients(
         grid,
@@ -67,13 +67,23 @@ def main(grid: Grid, context: Context) -> None:
     plan = parts.plan(experiment)
     # Clients that had to be asked where they are also said what they hold, which may be only there.
     sizes = parts.partition(experiment).sizes if at.sizes is None else at.sizes
+    choose = chooser(experiment, clients)
+    spending = account(experiment, clients=clients, sizes=sizes, choose=choose)
+    noise_multiplier = spending.noise_multiplier if spending else None
+    aggregator = make_bounded(
+        experiment,
+        arrays,
+        clients=clients,
+        noise_multiplier=noise_multiplier,
+        source=partial(noise_source, experiment),
+    )
     blocks = partial(cut_cohort, train, plan, sizes)
 
     with (
         open_run(experiment, about={"blocks": dataclasses.asdict(plan)}) as ledger,
         LedgerWriter(ledger) as writer,
     ):
-        done, last = 0, settings.rounds
+        done, last = 0, spending.last_round() if spending else settings.rounds
         reached = partial(is_reached, settings.stop_at_accuracy)
         if checkpoint := ledger.checkpoint():
             done, arrays = checkpoint.round, checkpoint.arrays
@@ -86,9 +96,10 @@ def main(grid: Grid, context: Context) -> None:
             arrays,
             first=done + 1,
             last=last,
-            choose=partial(
-                choose_clients, settings.seed, clients=clients, cohort=server.clients_per_round
-            ),
+            choose=choose,
+            alone=answers_alone(experiment),
+            noise_multiplier=noise_multiplier,
+            figures=partial(spent, spending),
             cut=blocks,
             node_of=at.node_of,
             left_out=at.left_out,
@@ -128,6 +139,7 @@ def main(grid: Grid, context: Context) -> None:
                 own_threads = train.compiler == "xla"
                 blanks = why_blank(outcome.clients, outcome.energy, own_threads=own_threads)
                 writer.append(entry, blanks)
+                done = outcome.row.round
                 report(outcome.row, settings.rounds)
                 if reached(outcome.row):
                     break
@@ -135,6 +147,9 @@ def main(grid: Grid, context: Context) -> None:
             writer.flush()
             ledger.append_failed_round(failure.clients)
             raise
+        finally:
+            if spending:
+                ledger.promise(spending.guarantee(done).statement())
 
 
 def cut_cohort(
@@ -148,6 +163,12 @@ def cut_cohort(
         Part(places=places, work=(float(steps[places].sum()), float(held[places].sum())))
         for places in blocks
     ]
+
+
+def answers_alone(experiment: config.Experiment) -> bool:
+    """Say whether each client answers for itself: what it sends is its own, or nobody's."""
+    table = experiment.privacy
+    return table.level == "local" or table.noise_by == "clients" or table.secure_aggregation
 
 
 def is_reached(stop_at_accuracy: float, row: RoundRow) -> bool:

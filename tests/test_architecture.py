@@ -20,6 +20,7 @@ FOUNDATIONS = {
         "config",
         "conflicts",
         "errors",
+        "promises",
         "units",
         "randomness",
         "records",
@@ -37,6 +38,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": FOUNDATIONS,
     "measure": {*FOUNDATIONS, "models"},  # whose registry says what an activation costs
     "codecs": FOUNDATIONS,
+    "privacy": {*FOUNDATIONS, "models", "data", "measure"},
+    # From an experiment to the privacy that its rounds spend.
+    "spending": {*FOUNDATIONS, "privacy", "training"},
     "engine": {"errors"},
     "ledger": FOUNDATIONS,
     "flower": FOUNDATIONS,
@@ -45,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "algorithms": {*FOUNDATIONS, "models", "data", "measure"},
     "federation": {
         *FOUNDATIONS,
-        *("models", "data", "measure", "algorithms", "codecs", "flower"),
+        *("models", "data", "measure", "algorithms", "codecs", "flower", "privacy"),
     },
     # Compositions: from an experiment to parts, to a directory, to a finished run.
     "vocabulary": {*FOUNDATIONS, "codecs", "data", "models", "federation"},
@@ -78,8 +82,11 @@ COMMON = {
     *("config", "flower", "parts", "measure", "randomness", "records", "settings", "training"),
 }
 APPS = {
-    "clients": {*COMMON, "algorithms", "codecs", "costs", "errors"},
-    "server": {*COMMON, "federation", "ledger", "runs", "telling", "vocabulary"},
+    "clients": {*COMMON, "algorithms", "codecs", "costs", "errors", "privacy"},
+    "server": {
+        *COMMON,
+        *("errors", "federation", "ledger", "privacy", "runs", "spending", "telling", "vocabulary"),
+    },
 }
 
 # Who may import a library; nobody else does.

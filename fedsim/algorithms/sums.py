@@ -24,11 +24,13 @@ class WeightedSum:
         arrays: by name in the model's order, float64.
         weight: the sum of the weights, at least 0.
         clients: how many models are in it.
+        whole: how many of them were not scaled down, where updates are clipped.
     """
 
     arrays: Mapping[str, np.ndarray]
     weight: int
     clients: int
+    whole: int = 0
 
     def mean(self) -> dict[str, np.ndarray]:
         """Return the weighted mean, float64, of its own.
@@ -41,21 +43,22 @@ class WeightedSum:
         return {name: total / self.weight for name, total in self.arrays.items()}
 
 
-def block_sum(models: Iterable[tuple[Arrays, int]]) -> WeightedSum:
+def block_sum(models: Iterable[tuple[Arrays, int]], *, unit: int = 0) -> WeightedSum:
     """Add the models of a block.
 
     Args:
         models: each with its weight, a whole number of at least 1, in the order of the clients.
+        unit: the weight of a model whose update was not scaled down, where updates are clipped.
     """
     total: dict[str, np.ndarray] = {}
-    weight = clients = 0
+    weight = clients = whole = 0
     for arrays, n in models:
         if not total:
             total = {name: np.zeros(array.shape) for name, array in arrays.items()}
         for name, array in arrays.items():
             total[name] += np.multiply(array, float(n), dtype=np.float64)
-        weight, clients = weight + n, clients + 1
-    return WeightedSum(arrays=total, weight=weight, clients=clients)
+        weight, clients, whole = weight + n, clients + 1, whole + (n == unit)
+    return WeightedSum(arrays=total, weight=weight, clients=clients, whole=whole)
 
 
 def sum_of(sums: Iterable[WeightedSum]) -> WeightedSum:
@@ -71,7 +74,7 @@ class RunningSum:
 
     def __init__(self) -> None:
         self._arrays: dict[str, np.ndarray] = {}
-        self._weight = self._clients = 0
+        self._weight = self._clients = self._whole = 0
 
     def add(self, block: WeightedSum) -> None:
         """Add a block; its arrays are read only now."""
@@ -82,7 +85,13 @@ class RunningSum:
                 self._arrays[name] += array
         self._weight += block.weight
         self._clients += block.clients
+        self._whole += block.whole
 
     def result(self) -> WeightedSum:
         """Return the sum so far."""
-        return WeightedSum(arrays=self._arrays, weight=self._weight, clients=self._clients)
+        return WeightedSum(
+            arrays=self._arrays,
+            weight=self._weight,
+            clients=self._clients,
+            whole=self._whole,
+        )

@@ -21,6 +21,8 @@ from fedsim.federation.exchange import send_and_receive
 from fedsim.federation.replies import Judged, judge
 from fedsim.federation.transport import Transport
 from fedsim.flower import Instruction, encode_instruction
+from fedsim.measure.payload import update_norm
+from fedsim.privacy.clipping import UNIT, clip_weights
 from fedsim.records import ClientRow
 
 Arrays = Mapping[str, np.ndarray]
@@ -82,7 +84,8 @@ class Singles:
         self, instruction: Instruction, received: Arrays, arrays: Arrays, clients: Sequence[int]
     ) -> Judged:
         """See :class:`Asker`."""
-        content, group = encode_instruction(instruction), str(instruction.round)
+        told = replace(instruction, clipping_norm=None)  # which is the server's own business
+        content, group = encode_instruction(told), str(instruction.round)
         asked = {
             client: Message(content, self.node_of(client), MessageType.TRAIN, group_id=group)
             for client in clients
@@ -97,6 +100,7 @@ class Singles:
             timeout_seconds=self.timeout_seconds,
             read_update=partial(self.transport.up, like=arrays, received=received),
         )
+        judged = clipped(judged, instruction)
         billed = bill_clients(judged, instruction, asked, self.price)
         if absent := left_out_rows(instruction.round, clients, self.left_out):
             billed = sorted([*billed, *absent], key=lambda row: row.client)
@@ -149,7 +153,9 @@ class Blocks:
         return replace(judged, clients=table, idle_fraction=idle)
 
 
-def total_of(judged: Judged, clients: Sequence[int], cut: Cut) -> WeightedSum:
+def total_of(
+    judged: Judged, instruction: Instruction, clients: Sequence[int], cut: Cut
+) -> WeightedSum:
     """Return the sum of the acceptable updates, block by block, wherever it is formed."""
     if judged.total is not None:
         return judged.total
@@ -158,7 +164,23 @@ def total_of(judged: Judged, clients: Sequence[int], cut: Cut) -> WeightedSum:
         [by_client[clients[i]] for i in part.places if clients[i] in by_client]
         for part in cut(clients)
     )
-    return sum_of(block_sum((u.arrays, u.examples) for u in block) for block in blocks)
+    unit = 0 if instruction.clipping_norm is None else UNIT
+    return sum_of(block_sum(((u.arrays, u.weight) for u in block), unit=unit) for block in blocks)
+
+
+def clipped(judged: Judged, instruction: Instruction) -> Judged:
+    """Return updates with the weights that clip them, and rows that tell these.
+
+    A block's workers do the same where the clients are trained.
+    """
+    if instruction.clipping_norm is None:
+        return judged
+    norms = [update_norm(instruction.arrays, update.arrays) for update in judged.updates]
+    weights = clip_weights(np.array(norms), instruction.clipping_norm).tolist()
+    updates = [replace(u, weight=w) for u, w in zip(judged.updates, weights, strict=True)]
+    scale = {u.client: u.weight / UNIT for u in updates}
+    rows = [replace(row, clip_scale=scale.get(row.client)) for row in judged.clients]
+    return replace(judged, updates=updates, clients=rows)
 
 
 def takes_cohorts(grid: Grid) -> bool:

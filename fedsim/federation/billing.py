@@ -14,7 +14,7 @@ from fedsim.federation.cohorts import CohortAnswer
 from fedsim.federation.replies import LARGEST_COUNT, Judged, Update
 from fedsim.federation.singles import error_bytes, reply_bytes, request_bytes
 from fedsim.federation.wire import content_bytes, envelope_bytes, message_bytes
-from fedsim.flower import Instruction
+from fedsim.flower import CLIP_SCALE, Instruction
 from fedsim.measure.devices import load_profile, modelled
 from fedsim.measure.energy import Energy
 from fedsim.measure.health import LayerHealth
@@ -158,7 +158,12 @@ def replies_bytes(answer: CohortAnswer, table: ClientTable, nodes: np.ndarray) -
     like = answer.instruction.arrays
     shapes = tuple((name, array.shape, array.dtype.str) for name, array in like.items())
     sizes = reply_bytes(
-        table, answer.sent, shapes, nodes, answer.numbers, layers=answer.layer_columns
+        table,
+        [name for name in answer.sent if name != CLIP_SCALE],
+        shapes,
+        nodes,
+        answer.numbers,
+        layers=answer.layer_columns,
     )
     if not answer.errors:
         return sizes

@@ -11,7 +11,8 @@ from flwr.app import Error, Message
 
 from fedsim.algorithms.sums import RunningSum, WeightedSum, sum_of
 from fedsim.federation.replies import INITIAL_LOSS, Judged, Update, layer_rows
-from fedsim.flower import BlockReply, Instruction, decode_block
+from fedsim.flower import CLIP_SCALE, BlockReply, Instruction, decode_block
+from fedsim.privacy.clipping import UNIT
 from fedsim.records import LayerRow
 from fedsim.table import ClientTable
 
@@ -114,6 +115,10 @@ class CohortAnswer:
             raise ValueError(f"it tells of places {list(reply.problems)}")
         if not (reply.counts["examples"] >= 1).all():
             raise ValueError("a client claims to hold no examples")
+        if self.instruction.clipping_norm is not None:
+            scale = reply.amounts[CLIP_SCALE]
+            if not ((scale >= 0) & (scale <= 1)).all():
+                raise ValueError(f"{CLIP_SCALE} is not a share")
         if negative := [name for name, column in reply.counts.items() if column.min() < 0]:
             raise ValueError(f"{negative[0]} holds a negative count")
         if list(reply.arrays) != list(self._like) and reply.arrays:
@@ -141,15 +146,22 @@ class CohortAnswer:
             self._problems[int(places[place])] = (status, reason)
         good = [i for i in range(len(places)) if i not in reply.problems]
         examples = reply.counts["examples"]
+        weights, unit = examples, 0
+        if self.instruction.clipping_norm is not None:
+            weights, unit = np.rint(reply.amounts[CLIP_SCALE] * UNIT).astype(np.int64), UNIT
         if reply.summed and good:
-            weight = int(examples[good].sum())
-            sums.append(WeightedSum(arrays=reply.arrays, weight=weight, clients=len(good)))
+            whole = int(np.count_nonzero(weights[good] == unit))
+            weight = int(weights[good].sum())
+            sums.append(
+                WeightedSum(arrays=reply.arrays, weight=weight, clients=len(good), whole=whole)
+            )
             return
         for i in good:
             initial = reply.amounts.get(INITIAL_LOSS)
             self._updates[int(places[i])] = Update(
                 client=self._clients[places[i]],
                 arrays={name: stack[i] for name, stack in reply.arrays.items()},
+                weight=int(weights[i]),
                 examples=int(examples[i]),
                 initial_loss=None if initial is None else float(initial[i]),
             )

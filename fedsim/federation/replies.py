@@ -30,7 +30,7 @@ Arrays = Mapping[str, np.ndarray]
 REQUIRED = (WEIGHT, "steps", "loss_first_step", "loss_last_step")
 # What the server knows better.
 OWN = {"examples", "dense_bytes", "wire_bytes", "downlink_dense_bytes", "downlink_wire_bytes"} | {
-    *("drift_cosine", "modelled_seconds", "modelled_joules"),
+    *("drift_cosine", "modelled_seconds", "modelled_joules", "clip_scale"),
 }
 REPORTED = {name: f for name, f in figures(ClientRow).items() if name not in OWN}
 POSITIVE = (WEIGHT, "steps")
@@ -49,6 +49,7 @@ class Update:
     client: int
     arrays: Arrays
     examples: int  # which Flower's strategies weigh it by
+    weight: int  # in a sum: the examples, or its share of a whole where updates are clipped
     initial_loss: float | None = None
     control_change: Arrays | None = None
 
@@ -147,6 +148,7 @@ def judge_content(
         client=client,
         arrays=arrays,
         examples=int(metrics[WEIGHT]),  # type: ignore[arg-type]
+        weight=int(metrics[WEIGHT]),  # type: ignore[arg-type]
         initial_loss=initial,  # type: ignore[arg-type]
         control_change=change,
     )

@@ -66,6 +66,8 @@ def federated_rounds(
     cut: Cut = one_block,
     node_of: Callable[[int], int],
     left_out: Mapping[int, str] | None = None,
+    alone: bool = False,
+    noise_multiplier: float | None = None,
     learning_rate: Callable[[int], float],
     level: Callable[[int], str],
     transport: Transport,
@@ -74,6 +76,7 @@ def federated_rounds(
     timeout_seconds: float,
     price: Price | None = None,
     energy: Callable[[], AbstractContextManager[Energy]] = not_measured,
+    figures: Callable[[int], Mapping[str, float]] = lambda round: {},
 ) -> Iterator[RoundOutcome]:
     """Run rounds ``first`` to ``last`` and yield each one's outcome (McMahan et al. 2017, alg. 1).
 
@@ -83,19 +86,22 @@ def federated_rounds(
         cut: from partition ids to the blocks in which they are summed, wherever that happens.
         node_of: from partition id to node id.
         left_out: clients that are never asked, and why; they are chosen like all others.
+        alone: every client is asked, and answers, by messages of its own.
+        noise_multiplier: what clients are told that add noise themselves.
         learning_rate: from round to the clients' learning rate.
         level: from round to how much is measured.
         transport: how the model comes down and updates go up.
         evaluate: from a model and a level to what it is worth on the test part.
         price: from a client's row to its modelled figures.
         energy: measures what the processor takes for a round.
+        figures: from round to what else its row holds.
 
     Raises:
         RoundFailed: no client's update could be used, or they gave no finite model or test loss.
     """
     ask: Asker
     absent = left_out or {}
-    each = aggregator.clients_keep_state or transport.codes or bool(absent)
+    each = alone or aggregator.clients_keep_state or transport.codes or bool(absent)
     if takes_cohorts(grid) and not each:
         ask = Blocks(
             grid=grid,
@@ -118,15 +124,17 @@ def federated_rounds(
         with energy() as spent:
             clients = choose(round)
             nodes = [node_of(client) for client in clients if client not in absent]
-            if not nodes:
-                rows = left_out_rows(round, clients, absent)
-                raise RoundFailed(f"round {round}: {why_nobody(rows)}", rows)
             plain = aggregator.instruct(round, arrays, learning_rate(round), nodes)
-            instruction, received = transport.down(replace(plain, level=level(round)))
-            judged = ask(instruction, received, arrays, clients)
-            arrays = next_model(
-                round, aggregator, arrays, judged, partial(total_of, judged, clients, cut)
+            instruction, received = transport.down(
+                replace(plain, level=level(round), noise_multiplier=noise_multiplier)
             )
+            judged = (
+                ask(instruction, received, arrays, clients)
+                if nodes
+                else nobody(round, left_out_rows(round, clients, absent))
+            )
+            total = partial(total_of, judged, instruction, clients, cut)
+            arrays = next_model(round, aggregator, arrays, judged, total)
             due = round % evaluate_every == 0 or round == last
             tested = evaluate(arrays, instruction.level) if due else Evaluation()
             sent = bill_model(received, instruction.level)
@@ -141,6 +149,8 @@ def federated_rounds(
             **sent,
             package_joules=spent.joules,
             worker_idle_fraction=judged.idle_fraction,
+            **aggregator.figures(),
+            **figures(round),
             wall_seconds=wall_seconds,
         )
         layers = [*judged.layers, *global_layers(round, tested)]
@@ -161,7 +171,8 @@ def next_model(
     Raises:
         RoundFailed: with every client's row.
     """
-    if not judged.usable:
+    empty_draw = not judged.clients and aggregator.survives_nobody
+    if not judged.usable and not empty_draw:
         raise RoundFailed(f"round {round}: {why_nobody(judged.clients)}", judged.clients)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found below
@@ -181,8 +192,16 @@ def next_model(
     return model
 
 
+def nobody(round: int, rows: Clients) -> Judged:
+    """Return the answers of a cohort in which nobody can be asked."""
+    total = WeightedSum(arrays={}, weight=0, clients=0)
+    return Judged(updates=[], clients=rows, layers=[], total=total)
+
+
 def why_nobody(clients: Clients) -> str:
     """Say that no client's update could be used, and the commonest reason."""
+    if not clients:
+        return "nobody was drawn; raise server.clients_per_round"
     reasons = [f"{row.status}: {row.error}" for row in clients]
     common = max(set(reasons), key=reasons.count)
     return (

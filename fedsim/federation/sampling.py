@@ -16,6 +16,7 @@ from fedsim.data import Form
 from fedsim.errors import RunFailed
 from fedsim.federation.exchange import knows_its_nodes, plain, send_and_receive
 from fedsim.flower import PARTITION
+from fedsim.privacy.noise import NoiseSource
 from fedsim.randomness import stream
 
 POLL_SECONDS = 1.0
@@ -50,6 +51,15 @@ def choose_clients(seed: int, round: int, *, clients: int, cohort: int) -> list[
     chosen.sort()
     ids: list[int] = chosen.tolist()
     return ids
+
+
+def draw_clients(source: NoiseSource, *, clients: int, probability: float) -> list[int]:
+    """Draw each client by itself (Poisson sampling), in increasing order; perhaps nobody.
+
+    What makes this a sampling that privacy accountants know is that no draw depends on another,
+    and that nobody else knows them.
+    """
+    return [int(client) for client in np.flatnonzero(source.uniform(clients) < probability)]
 
 
 def locate_clients(

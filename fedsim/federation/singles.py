@@ -30,6 +30,7 @@ POWERS_OF_10 = 10 ** np.arange(1, 19)
 POWERS_OF_128 = 128 ** np.arange(1, 9)
 ZIGZAG = 64 * 128 ** np.arange(0, 9)
 LENGTHS = (0, *ZIGZAG.tolist())  # a count of each length
+OF_BLOCKS = ("summed", "clipping-norm")  # what a client alone is not told
 ABSENT = -1  # in place of a length
 
 
@@ -43,7 +44,7 @@ def request_bytes(content: RecordDict, nodes: Bytes, numbers: Bytes, round: int)
         round: that they are asked in.
     """
     config = ConfigRecord(
-        {k: v for k, v in content.config_records[CONFIG].items() if k != "summed"}
+        {k: v for k, v in content.config_records[CONFIG].items() if k not in OF_BLOCKS}
     )
     alone = RecordDict({**content, CONFIG: config})
     body = content_bytes(Message(alone, 1, MessageType.TRAIN))

@@ -47,10 +47,18 @@ class Aggregator(Protocol):
     ``aggregate_sum`` returns the next model from the updates' sum, as ``aggregate`` does from the
     updates: None where more is needed than their mean, weighted by examples, so that they cannot be
     summed where they arise. ``clients_keep_state``: each is asked, and answers, alone.
+    ``survives_nobody``: it makes a next model of a cohort that nobody was drawn for.
     """
 
-    aggregate_sum: AggregateSum | None
     clients_keep_state: bool
+
+    @property
+    def aggregate_sum(self) -> AggregateSum | None:
+        """From the round, the model and the updates' sum to the next model."""
+
+    @property
+    def survives_nobody(self) -> bool:
+        """See above."""
 
     def instruct(
         self, round: int, arrays: Arrays, learning_rate: float, nodes: Sequence[int]
@@ -65,6 +73,9 @@ class Aggregator(Protocol):
 
     def restore(self, state: Arrays) -> None:
         """Go on from a state."""
+
+    def figures(self) -> Mapping[str, float]:
+        """Return what there is to say of the last aggregation, as columns of the round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +189,7 @@ class FlowerAggregator:
     """One of Flower's strategies, driven through its own hooks."""
 
     clients_keep_state = False
+    survives_nobody = False
 
     def __init__(self, experiment: Experiment, arrays: Arrays, clients: int) -> None:
         self._name = experiment.server.strategy
@@ -218,7 +230,7 @@ class FlowerAggregator:
             RunFailed: too few updates for what the strategy promises, or it refused them.
         """
         if self._kind.linear:
-            total = block_sum((update.arrays, update.examples) for update in updates)
+            total = block_sum((update.arrays, update.weight) for update in updates)
             return self._aggregate_sum(round, arrays, total)
         if len(updates) < self._minimum:
             raise RunFailed(
@@ -264,6 +276,10 @@ class FlowerAggregator:
             for name, value in self._memory(attribute).items()
         }
 
+    def figures(self) -> Mapping[str, float]:
+        """See :class:`Aggregator`."""
+        return {}
+
     def _memory(self, attribute: str) -> dict[str, np.ndarray]:
         value = getattr(self._strategy, attribute) or {}
         return value if isinstance(value, dict) else dict(zip(self._names, value, strict=True))
@@ -288,6 +304,7 @@ class ScaffoldAggregator:
 
     aggregate_sum: AggregateSum | None = None  # clients send a second set of arrays
     clients_keep_state = True
+    survives_nobody = False
 
     def __init__(self, experiment: Experiment, arrays: Arrays, clients: int) -> None:
         self._clients = clients
@@ -317,6 +334,10 @@ class ScaffoldAggregator:
     def state(self) -> dict[str, np.ndarray]:
         """Return the control variate."""
         return {f"control/{name}": value for name, value in self._control.items()}
+
+    def figures(self) -> Mapping[str, float]:
+        """See :class:`Aggregator`."""
+        return {}
 
     def restore(self, state: Arrays) -> None:
         """Put the control variate back."""

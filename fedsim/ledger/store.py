@@ -213,6 +213,14 @@ class Ledger:
             write_manifest(self.directory, noted)
             self.manifest = noted
 
+    def promise(self, guarantee: str) -> None:
+        """Write into the manifest what is promised about people's data; ``finish`` keeps it.
+
+        Args:
+            guarantee: with everything that it rests on, in sentences.
+        """
+        self.manifest = replace(self.manifest, guarantee=guarantee)
+
     def finish(
         self,
         status: Literal["completed", "failed", "interrupted"],

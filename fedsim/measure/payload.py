@@ -113,6 +113,15 @@ def flat_update(before: Arrays, after: Arrays) -> np.ndarray:
     return flat
 
 
+def update_norm(before: Arrays, after: Arrays) -> float:
+    """Return the Euclidean norm of after - before over the floating arrays, in float64."""
+    squares = [
+        np.square(np.asarray(after[name], np.float64) - before[name]).sum()
+        for name in floating_names(before)
+    ]
+    return math.sqrt(math.fsum(map(float, squares)))
+
+
 def update_statistics(
     update: np.ndarray, *, blank: np.ndarray | None
 ) -> dict[str, int | float | None]:

@@ -1,0 +1,45 @@
+"""How a client protects its own update before it leaves: cut to a norm, and noised."""
+
+from __future__ import annotations
+
+from fedsim.privacy.clipping import add_noise, clip_update
+from fedsim.privacy.noise import NoiseSource, source_of
+
+from fedsim import flower
+from fedsim.config import Experiment
+from fedsim.measure.payload import difference
+from fedsim.privacy.shares import client_noise_std
+
+
+def protects_itself(experiment: Experiment) -> bool:
+    """Say whether clients clip and noise their updates themselves."""
+    table = experiment.privacy
+    return table.level == "local" or (table.level == "user" and table.noise_by == "clients")
+
+
+def protect(
+    experiment: Experiment, asked: flower.Instruction, client: int, after: flower.Arrays
+) -> flower.Arrays:
+    """Return a client's model as it may be seen; as it is where nothing is promised here.
+
+    Raises:
+        ValueError: the server names no noise multiplier.
+    """
+    if not protects_itself(experiment):
+        return after
+    if asked.noise_multiplier is None:
+        raise ValueError("the server asks for an update with noise and names no noise multiplier")
+    table, cohort = experiment.privacy, experiment.server.clients_per_round
+    update = clip_update(difference(after, asked.arrays), table.clipping_norm)
+    std = client_noise_std(table, asked.noise_multiplier, cohort)
+    source = noise_source(experiment, "client-noise", asked.round, client)
+    noised = add_noise(update, std, source)
+    return {
+        name: (array + noised[name]).astype(array.dtype) for name, array in asked.arrays.items()
+    }
+
+
+def noise_source(experiment: Experiment, purpose: str, round: int, client: int) -> NoiseSource:
+    """Return where a client's noise comes from: nobody can know it, unless the run says so."""
+    seed = experiment.experiment.seed if experiment.privacy.reproducible_noise else None
+    return source_of(seed, purpose, round=round, client=client)

@@ -1,0 +1,267 @@
+"""What a run spends of people's privacy: from an experiment to epsilon, round by round.
+
+Three levels, and what composes in each:
+
+- ``user``: a round is one Gaussian release of the sum of clipped updates, of clients each drawn
+  with probability ``clients_per_round / clients``. Every round counts.
+- ``local``: each client's own noised update is seen, so nothing is gained by the draw: the rounds
+  in which a client takes part count, and the client that takes part most decides.
+- ``example``: each step of a client is a Gaussian release over a Poisson batch of its examples.
+  Steps of the rounds in which it takes part count; the client that spends most decides. Examples
+  of different clients are different people's, so that clients do not add up.
+
+Who takes part when is drawn without looking at anybody's data, and counts as known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError
+from fedsim.privacy import accounting
+from fedsim.privacy.accounting import Guarantee
+from fedsim.settings import PrivacyTable
+from fedsim.training import steps_of
+
+Counts = npt.NDArray[np.int64]
+ADJACENCY = {
+    "user": "add or remove one client with all of its data",
+    "local": "replace one client's data by any other",
+    "example": "add or remove one example of one client",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Releases:
+    """A client's Gaussian releases in a visit: how many, and what each draws from."""
+
+    sampling_probability: float
+    steps: int
+
+
+# The local model replaces one update by another, both as long as the clipping norm: the sum moves
+# by twice that. Where someone is added or removed it moves by the norm itself.
+SENSITIVITY = {"user": 1.0, "example": 1.0, "local": 2.0}
+
+
+@dataclass(kw_only=True)
+class Spending:
+    """The account of one run.
+
+    Attributes:
+        table: the experiment's ``privacy``; its level is not ``none``.
+        rounds: planned.
+        protected: how many users or examples the promise is to: delta is below one over it.
+        population: clients that there are.
+        visits: for each kind of client, what a visit releases.
+        kinds: (clients,), which kind each is.
+        choose: from a round to who takes part; None where every round counts for everybody.
+    """
+
+    table: PrivacyTable
+    rounds: int
+    protected: float
+    visits: Sequence[Releases]
+    kinds: Counts
+    choose: Callable[[int], Sequence[int]] | None
+    population: int = 0
+
+    @cached_property
+    def noise_multiplier(self) -> float:
+        """The noise's standard deviation in clipping norms: given, or solved for."""
+        table = self.table
+        if table.noise_multiplier:
+            return table.noise_multiplier
+        return SENSITIVITY[table.level] * max(
+            accounting.noise_multiplier_for(
+                target_epsilon=table.target_epsilon,
+                sampling_probability=part.sampling_probability,
+                steps=part.steps,
+                delta=table.delta,
+                accountant=table.accountant,
+            )
+            for part in self.worst_parts(self.rounds)
+        )
+
+    def worst_parts(self, rounds: int) -> list[Releases]:
+        """Return what the clients that may have spent most have released in so many rounds.
+
+        One with fewer releases, each from a smaller draw, has spent less.
+        """
+        taken = self.taken_part(rounds)
+        total: dict[float, int] = {}
+        for number, visit in enumerate(self.visits):
+            most = int(taken[self.kinds == number].max(initial=0)) * visit.steps
+            q = visit.sampling_probability
+            total[q] = max(total.get(q, 0), most)
+        worst: list[Releases] = []
+        for q in sorted(total, reverse=True):
+            if total[q] > max((part.steps for part in worst), default=0):
+                worst.append(Releases(sampling_probability=q, steps=total[q]))
+        return worst
+
+    def taken_part(self, rounds: int) -> Counts:
+        """Return in how many of the first rounds each client takes part, (clients,)."""
+        if self.choose is None:
+            return np.full(len(self.kinds), rounds, np.int64)
+        taken = np.zeros(len(self.kinds), np.int64)
+        for round in range(1, rounds + 1):
+            taken[np.asarray(self.choose(round), np.int64)] += 1
+        return taken
+
+    def epsilon(self, rounds: int, accountant: str = "") -> float:
+        """Return what the first rounds come to, at the table's delta."""
+        accountant = accountant or self.table.accountant
+        parts = self.worst_parts(rounds)
+        return max((self._epsilon(part, accountant) for part in parts), default=0.0)
+
+    def _epsilon(self, part: Releases, accountant: str) -> float:
+        return accounting.epsilon(
+            sampling_probability=part.sampling_probability,
+            noise_multiplier=self.noise_multiplier / SENSITIVITY[self.table.level],
+            steps=part.steps,
+            delta=self.table.delta,
+            accountant=accountant,
+        )
+
+    def last_round(self) -> int:
+        """Return the last round that the budget allows; 0 if not even the first."""
+        budget = self.table.epsilon_budget
+        if not budget or self.epsilon(self.rounds) <= budget:
+            return self.rounds
+        within, beyond = 0, self.rounds
+        while beyond - within > 1:
+            middle = (within + beyond) // 2
+            if self.epsilon(middle) <= budget:
+                within = middle
+            else:
+                beyond = middle
+        return within
+
+    def guarantee(self, rounds: int) -> Guarantee:
+        """Return what is promised after so many rounds, with all that it rests on."""
+        table, parts = self.table, self.worst_parts(rounds)
+        worst = max(parts, key=lambda part: self._epsilon(part, table.accountant), default=None)
+        other = "rdp" if table.accountant == "pld" else "pld"
+        return Guarantee(
+            level=table.level,
+            adjacency=ADJACENCY[table.level],
+            epsilon=self.epsilon(rounds),
+            delta=table.delta,
+            sampling_probability=worst.sampling_probability if worst else 1.0,
+            noise_multiplier=self.noise_multiplier,
+            steps=worst.steps if worst else 0,
+            unit="steps" if table.level == "example" else "rounds",
+            accountant=table.accountant,
+            other_epsilon=self.epsilon(rounds, other),
+            caveats=tuple(self.caveats()),
+        )
+
+    def caveats(self) -> list[str]:
+        """Return what the guarantee does not cover, or rests on, in sentences."""
+        table = self.table
+        said = {
+            "user": "It is of the models that the server releases: the server sees every update"
+            + (" only in sums," if table.secure_aggregation else ",")
+            + " and the ledger's figures of clients and of clipping are not covered.",
+            "local": "It is of each update as it leaves the client; figures that clients send "
+            "beside it are not covered.",
+            "example": "It is of each client's models as they leave it; figures that clients send "
+            "beside them, such as losses, are not covered.",
+        }
+        found = [said[table.level]]
+        if table.noise_by == "clients":
+            found.append("Clients add the noise, and are trusted to.")
+        if table.level == "user" and table.noise_cohort:
+            found.append(
+                f"It is NOT of these {self.population} clients: the noise is as small as in a "
+                f"federation of {self.protected:g} clients with cohorts of "
+                f"{table.noise_cohort} (privacy.noise_cohort), where it would hold."
+            )
+        if table.reproducible_noise:
+            found.append(
+                "The noise and the draws are from the run's seed (privacy.reproducible_noise): "
+                "whoever knows the seed can take them off, so for them nothing is promised."
+            )
+        return found
+
+
+def spending_of(
+    experiment: Experiment,
+    *,
+    clients: int,
+    sizes: npt.NDArray[np.int64] | None,
+    choose: Callable[[int], Sequence[int]],
+) -> Spending | None:
+    """Return the account of a run; None where nothing is promised.
+
+    Args:
+        experiment: complete and checked.
+        clients: how many there are.
+        sizes: (clients,), the examples of each; only level ``example`` needs them.
+        choose: from a round to its cohort, where cohorts have a fixed size.
+
+    Raises:
+        ConfigError: delta is too large for those who are protected.
+    """
+    table, server, train = experiment.privacy, experiment.server, experiment.train
+    if not table.on:
+        return None
+    rounds = experiment.experiment.rounds
+    if table.level == "example":
+        if sizes is None:
+            raise ConfigError(["privacy.level = 'example': nobody says how many examples it has"])
+        held = np.maximum(np.asarray(sizes, np.int64), 1)
+        distinct, kinds = np.unique(held, return_inverse=True)
+        steps = steps_of(
+            distinct, epochs=train.epochs, steps=train.steps, batch_size=train.batch_size
+        )
+        visits = [
+            Releases(sampling_probability=min(1.0, train.batch_size / n), steps=int(s))
+            for n, s in zip(distinct.tolist(), steps, strict=True)
+        ]
+        check_delta(table.delta, float(held.sum()), "examples")
+        return Spending(
+            table=table,
+            rounds=rounds,
+            protected=float(held.sum()),
+            visits=visits,
+            kinds=kinds.astype(np.int64),
+            choose=choose,
+        )
+    cohort = table.noise_cohort or server.clients_per_round
+    scaled = clients * cohort / server.clients_per_round
+    check_delta(table.delta, scaled, "clients")
+    q = min(1.0, server.clients_per_round / clients) if table.level == "user" else 1.0
+    return Spending(
+        table=table,
+        rounds=rounds,
+        protected=scaled,
+        visits=[Releases(sampling_probability=q, steps=1)],
+        kinds=np.zeros(clients, np.int64),
+        choose=None if table.level == "user" else choose,
+        population=clients,
+    )
+
+
+def check_delta(delta: float, protected: float, what: str) -> None:
+    """Refuse a delta that would allow to give somebody away whole.
+
+    Raises:
+        ConfigError: with one that would do.
+    """
+    if not 0 < delta < 1 / protected:
+        power = 10 ** math.floor(math.log10(0.1 / protected))
+        raise ConfigError(
+            [
+                f"privacy.delta = {delta}: has to be below 1/{protected:g}, one over the {what}; "
+                f"use {power:g}"
+            ]
+        )

@@ -1,0 +1,71 @@
+"""What the server does for privacy: who is drawn, where noise comes from, what has been spent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from fedsim.privacy.noise import NoiseSource, source_of
+
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError
+from fedsim.federation.sampling import choose_clients, draw_clients
+from fedsim.spending import Spending, spending_of
+
+Choose = Callable[[int], list[int]]
+
+log = logging.getLogger("flwr.fedsim")
+
+
+def noise_source(experiment: Experiment, round: int, purpose: str) -> NoiseSource:
+    """Return where the server's noise comes from: nobody can know it, unless the run says so."""
+    seed = experiment.experiment.seed if experiment.privacy.reproducible_noise else None
+    return source_of(seed, purpose, round=round)
+
+
+def chooser(experiment: Experiment, clients: int) -> Choose:
+    """Return who takes part in a round: so many, or at level ``user`` each by a draw of its own."""
+    cohort = experiment.server.clients_per_round
+    if experiment.privacy.level != "user":
+        return partial(choose_clients, experiment.experiment.seed, clients=clients, cohort=cohort)
+
+    def draw(round: int) -> list[int]:
+        source = noise_source(experiment, round, "sampling")
+        return draw_clients(source, clients=clients, probability=cohort / clients)
+
+    return draw
+
+
+def account(
+    experiment: Experiment,
+    *,
+    clients: int,
+    sizes: npt.NDArray[np.int64] | None,
+    choose: Choose,
+) -> Spending | None:
+    """Return the run's account of privacy, and say what the whole run will come to.
+
+    Raises:
+        ConfigError: the promise cannot be made to those who are there.
+    """
+    spending = spending_of(experiment, clients=clients, sizes=sizes, choose=choose)
+    if spending is not None:
+        last = spending.last_round()
+        if not last:
+            budget, first = experiment.privacy.epsilon_budget, spending.epsilon(1)
+            raise ConfigError(
+                [
+                    f"privacy.epsilon_budget = {budget}: the first round alone would spend "
+                    f"{first:.4g}; raise it, or privacy.noise_multiplier"
+                ]
+            )
+        log.info("planned: %s", spending.guarantee(last).statement())
+    return spending
+
+
+def spent(spending: Spending | None, round: int) -> Mapping[str, float]:
+    """Return what the rounds so far came to, as a column of the round."""
+    return {} if spending is None else {"epsilon": spending.epsilon(round)}
