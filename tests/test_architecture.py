@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The client's side and the server's side do not see each other.
     "training": {*FOUNDATIONS, "models", "data", "measure"},
     "algorithms": {*FOUNDATIONS, "models", "data", "measure"},
+    "privacy": {*FOUNDATIONS, "models", "data", "measure"},
     "federation": {
         *FOUNDATIONS,
         *("models", "data", "measure", "algorithms", "codecs", "flower"),
@@ -85,7 +86,8 @@ HOMES = {
     "jax": {"training"},
     "flwr": {"deployment", "engine", "federation", "flower", "clients", "server"},
     "yaml": {"deployment"},
-    "cryptography": {"deployment"},
+    "cryptography": {"deployment", "privacy"},
+    "dp_accounting": {"privacy"},
     "httpx": {"deployment"},
     "typer": {"cli"},
     "click": {"cli"},

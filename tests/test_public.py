@@ -140,6 +140,7 @@ def test_the_commands() -> None:
         ],
         "bench measure": ["--data-dir", "--format", "--quiet", "--repeats", "--rounds", "--set"],
         "bench peers": [],
+        "privacy": [],
         "data": [],
         "data fetch": ["--data-dir", "--from"],
         "data split": ["--data-dir", "--out", "--quiet", "--server-only", "--set"],

@@ -1,0 +1,1 @@
+"""Privacy: differential privacy that an accountant vouches for, and leakage that is measured."""
