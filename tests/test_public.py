@@ -172,6 +172,7 @@ def test_the_errors_and_their_exit_codes() -> None:
         "FedsimError": ("Exception", 1),
         "ConfigError": ("FedsimError", 2),
         "DataError": ("FedsimError", 2),
+        "PrivacyError": ("FedsimError", 2),
         "CodecError": ("FedsimError", 1),
         "EngineError": ("FedsimError", 1),
         "RunFailed": ("FedsimError", 1),
