@@ -28,6 +28,12 @@ class DataError(FedsimError):
     exit_code = 2
 
 
+class PrivacyError(FedsimError):
+    """What no guarantee can be given for: a setting without a proof, an update without a norm."""
+
+    exit_code = 2
+
+
 class CodecError(FedsimError):
     """An update that its codec cannot hold, or a payload that is damaged or of another model."""
 

@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The client's side and the server's side do not see each other.
     "training": {*FOUNDATIONS, "models", "data", "measure"},
     "algorithms": {*FOUNDATIONS, "models", "data", "measure"},
+    "privacy": {*FOUNDATIONS, "models", "data", "measure"},
     "federation": {
         *FOUNDATIONS,
         *("models", "data", "measure", "algorithms", "codecs", "flower", "privacy"),
@@ -95,7 +96,8 @@ HOMES = {
     "jax": {"training"},
     "flwr": {"deployment", "engine", "federation", "flower", "clients", "server"},
     "yaml": {"deployment"},
-    "cryptography": {"deployment"},
+    "cryptography": {"deployment", "privacy"},
+    "dp_accounting": {"privacy"},
     "httpx": {"deployment"},
     "typer": {"cli"},
     "click": {"cli"},

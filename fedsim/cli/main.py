@@ -18,6 +18,7 @@ from fedsim.cli import compare as compare_command
 from fedsim.cli import report as report_command
 from fedsim.cli import run as run_command
 from fedsim.cli.command import Command
+from fedsim.cli.privacy import privacy_app
 from fedsim.errors import FedsimError
 
 app = typer.Typer(
@@ -48,6 +49,7 @@ for command in (
 ):
     deploy_app.command(command.__name__, cls=Command)(command)
 app.add_typer(deploy_app, name="deploy")
+app.add_typer(privacy_app, name="privacy")
 bench_app = typer.Typer(help="Measure what things cost on this machine.", no_args_is_help=True)
 bench_app.command("activations", cls=Command)(bench.activations)
 bench_app.command("measure", cls=Command)(overhead.measure)
