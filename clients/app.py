@@ -47,9 +47,9 @@ def train(message: Message, context: Context) -> Message:
     with bill.clock("training"):  # the rest of SCAFFOLD's
         change = update_control(context, asked, own_control, arrays, steps)
     with bill.clock("serialization"):
-        arrays = protect(experiment, asked, client, arrays)
+        shown = protect(experiment, asked, client, arrays)
         rng = partial(stream, seed, "codec", round=asked.round, client=client)
-        outgoing = encode_update(context, experiment.update, asked.arrays, arrays, rng=rng)
+        outgoing = encode_update(context, experiment.update, asked.arrays, shown, rng=rng)
         sent = flower.encode_sent(outgoing.sent, change)
     if asked.level == "full":
         bill.add(codec_error=outgoing.error(asked.arrays))

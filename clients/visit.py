@@ -175,8 +175,8 @@ def figures_of(visit: Visit, bill: Bill) -> tuple[Columns, dict[int, Layers]]:
     level, result = visit.asked.level, visit.result
     columns: Columns = {name: getattr(result, name) for name in RESULT}
     if visit.asked.clipping_norm is not None:
-        norms = visit.digest.update_norm
-        columns[CLIP_SCALE] = clip_weights(norms, visit.asked.clipping_norm) / UNIT
+        weights = clip_weights(visit.digest.update_norm, visit.asked.clipping_norm)
+        columns[CLIP_SCALE] = weights / UNIT
     if visit.initial_losses is not None:
         columns["initial_loss"] = visit.initial_losses
     layers: dict[int, Layers] = {}

@@ -15,7 +15,6 @@ Who takes part when is drawn without looking at anybody's data, and counts as kn
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -209,7 +208,8 @@ def spending_of(
         choose: from a round to its cohort, where cohorts have a fixed size.
 
     Raises:
-        ConfigError: delta is too large for those who are protected.
+        ConfigError: nobody says how many examples there are.
+        PrivacyError: delta is too large for those who are protected.
     """
     table, server, train = experiment.privacy, experiment.server, experiment.train
     if not table.on:
@@ -227,7 +227,7 @@ def spending_of(
             Releases(sampling_probability=min(1.0, train.batch_size / n), steps=int(s))
             for n, s in zip(distinct.tolist(), steps, strict=True)
         ]
-        check_delta(table.delta, float(held.sum()), "examples")
+        accounting.check_delta(table.delta, int(held.sum()))
         return Spending(
             table=table,
             rounds=rounds,
@@ -238,7 +238,7 @@ def spending_of(
         )
     cohort = table.noise_cohort or server.clients_per_round
     scaled = clients * cohort / server.clients_per_round
-    check_delta(table.delta, scaled, "clients")
+    accounting.check_delta(table.delta, int(scaled))
     q = min(1.0, server.clients_per_round / clients) if table.level == "user" else 1.0
     return Spending(
         table=table,
@@ -249,19 +249,3 @@ def spending_of(
         choose=None if table.level == "user" else choose,
         population=clients,
     )
-
-
-def check_delta(delta: float, protected: float, what: str) -> None:
-    """Refuse a delta that would allow to give somebody away whole.
-
-    Raises:
-        ConfigError: with one that would do.
-    """
-    if not 0 < delta < 1 / protected:
-        power = 10 ** math.floor(math.log10(0.1 / protected))
-        raise ConfigError(
-            [
-                f"privacy.delta = {delta}: has to be below 1/{protected:g}, one over the {what}; "
-                f"use {power:g}"
-            ]
-        )

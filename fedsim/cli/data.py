@@ -141,7 +141,8 @@ def over_folders(experiment: Experiment, path: Path, clients: int) -> str:
     """
     import tomli_w
 
-    from fedsim.config import DataTable, flatten, from_flat
+    from fedsim.config import flatten, from_flat
+    from fedsim.settings import DataTable
     from fedsim.vocabulary import vocabulary
 
     data = DataTable(

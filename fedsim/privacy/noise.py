@@ -143,6 +143,13 @@ class NoiseSource:
         return Cipher(algorithms.ChaCha20(self._key, nonce), mode=None).encryptor()
 
 
+def source_of(seed: int | None, purpose: str, *, round: int = 0, client: int = 0) -> NoiseSource:
+    """Return the source of one purpose: a secret one, or the stream of a seed, if one is given."""
+    if seed is None:
+        return NoiseSource.secure()
+    return NoiseSource.reproducible(seed, purpose, round=round, client=client)
+
+
 def keystream(stream: CipherContext, count: int) -> npt.NDArray[np.uint64]:
     """Return the next words of a keystream, (count,), at most ``4 * BLOCK``."""
     words = np.empty(count, "<u8")
