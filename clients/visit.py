@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fedsim.privacy.clipping import UNIT, clip_weights
 
 from clients.figures import compression_figures, health_figures, layer_columns
 from fedsim import parts
@@ -23,6 +22,7 @@ from fedsim.costs import counted_columns
 from fedsim.flower import ARRAYS, CLIP_SCALE, Arrays, Instruction, describe_not_finite
 from fedsim.measure.bill import Bill
 from fedsim.measure.health import Health, look, probe_indices
+from fedsim.privacy.clipping import UNIT, clip_weights
 from fedsim.randomness import stream, streams
 from fedsim.training import CohortResult, Digest, digest, load_arrays, mean_loss
 

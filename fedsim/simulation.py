@@ -64,7 +64,27 @@ def prepare(experiment: Experiment, tell: Callable[[str], None] = ignore) -> Exp
     check_device(experiment.engine.device)
     check_profile(experiment.measure.device)
     table = dataclasses.replace(experiment.data, clients=clients)
+    check_promise(dataclasses.replace(experiment, data=table))
     return choose(dataclasses.replace(experiment, data=table), tell)
+
+
+def check_promise(experiment: Experiment) -> None:
+    """Refuse a promise of privacy that those who are there cannot be given.
+
+    Raises:
+        PrivacyError: delta is too large for them, or no noise gives what is asked for.
+    """
+    from fedsim import parts
+    from fedsim.spending import spending_of
+
+    spending = spending_of(
+        experiment,
+        clients=experiment.data.clients,
+        sizes=parts.partition(experiment).sizes,
+        choose=lambda round: [],
+    )
+    if spending is not None and experiment.privacy.level == "user":
+        spending.noise_multiplier  # noqa: B018  it is solved for, and kept
 
 
 def check_profile(device: str) -> None:

@@ -25,16 +25,12 @@ import numpy.typing as npt
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.privacy import accounting
-from fedsim.privacy.accounting import Guarantee
+from fedsim.privacy.guarantee import SENSITIVITY, Guarantee, guarantee
 from fedsim.settings import PrivacyTable
 from fedsim.training import steps_of
 
 Counts = npt.NDArray[np.int64]
-ADJACENCY = {
-    "user": "add or remove one client with all of its data",
-    "local": "replace one client's data by any other",
-    "example": "add or remove one example of one client",
-}
+MARKS = 20  # of a run, at most, where its epsilon is computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +39,6 @@ class Releases:
 
     sampling_probability: float
     steps: int
-
-
-# The local model replaces one update by another, both as long as the clipping norm: the sum moves
-# by twice that. Where someone is added or removed it moves by the norm itself.
-SENSITIVITY = {"user": 1.0, "example": 1.0, "local": 2.0}
 
 
 @dataclass(kw_only=True)
@@ -115,11 +106,15 @@ class Spending:
             taken[np.asarray(self.choose(round), np.int64)] += 1
         return taken
 
-    def epsilon(self, rounds: int, accountant: str = "") -> float:
+    @cached_property
+    def marks(self) -> frozenset[int]:
+        """Rounds whose epsilon is written down: an accountant takes longer than a small round."""
+        return frozenset({1, *(-(-self.rounds * k // MARKS) for k in range(1, MARKS + 1))})
+
+    def epsilon(self, rounds: int) -> float:
         """Return what the first rounds come to, at the table's delta."""
-        accountant = accountant or self.table.accountant
         parts = self.worst_parts(rounds)
-        return max((self._epsilon(part, accountant) for part in parts), default=0.0)
+        return max((self._epsilon(part, self.table.accountant) for part in parts), default=0.0)
 
     def _epsilon(self, part: Releases, accountant: str) -> float:
         return accounting.epsilon(
@@ -146,20 +141,17 @@ class Spending:
 
     def guarantee(self, rounds: int) -> Guarantee:
         """Return what is promised after so many rounds, with all that it rests on."""
-        table, parts = self.table, self.worst_parts(rounds)
-        worst = max(parts, key=lambda part: self._epsilon(part, table.accountant), default=None)
-        other = "rdp" if table.accountant == "pld" else "pld"
-        return Guarantee(
+        table = self.table
+        nothing = Releases(sampling_probability=1.0, steps=0)
+        parts = self.worst_parts(rounds) or [nothing]
+        worst = max(parts, key=lambda part: self._epsilon(part, table.accountant))
+        return guarantee(
             level=table.level,
-            adjacency=ADJACENCY[table.level],
-            epsilon=self.epsilon(rounds),
-            delta=table.delta,
-            sampling_probability=worst.sampling_probability if worst else 1.0,
+            sampling_probability=worst.sampling_probability,
             noise_multiplier=self.noise_multiplier,
-            steps=worst.steps if worst else 0,
-            unit="steps" if table.level == "example" else "rounds",
+            steps=worst.steps,
+            delta=table.delta,
             accountant=table.accountant,
-            other_epsilon=self.epsilon(rounds, other),
             caveats=tuple(self.caveats()),
         )
 

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
+from fedsim.privacy.guarantee import statement
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -149,7 +150,7 @@ def main(grid: Grid, context: Context) -> None:
             raise
         finally:
             if spending:
-                ledger.promise(spending.guarantee(done).statement())
+                ledger.promise(statement(spending.guarantee(done)))
 
 
 def cut_cohort(

@@ -8,11 +8,12 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from fedsim.privacy.noise import NoiseSource, source_of
+from fedsim.privacy.guarantee import statement
 
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.federation.sampling import choose_clients, draw_clients
+from fedsim.privacy.noise import NoiseSource, source_of
 from fedsim.spending import Spending, spending_of
 
 Choose = Callable[[int], list[int]]
@@ -62,10 +63,12 @@ def account(
                     f"{first:.4g}; raise it, or privacy.noise_multiplier"
                 ]
             )
-        log.info("planned: %s", spending.guarantee(last).statement())
+        log.info("planned: %s", statement(spending.guarantee(last)))
     return spending
 
 
 def spent(spending: Spending | None, round: int) -> Mapping[str, float]:
-    """Return what the rounds so far came to, as a column of the round."""
-    return {} if spending is None else {"epsilon": spending.epsilon(round)}
+    """Return what the rounds so far came to, as a column of the round; blank between marks."""
+    if spending is None or round not in spending.marks:
+        return {}
+    return {"epsilon": spending.epsilon(round)}

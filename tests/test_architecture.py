@@ -47,7 +47,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The client's side and the server's side do not see each other.
     "training": {*FOUNDATIONS, "models", "data", "measure"},
     "algorithms": {*FOUNDATIONS, "models", "data", "measure"},
-    "privacy": {*FOUNDATIONS, "models", "data", "measure"},
     "federation": {
         *FOUNDATIONS,
         *("models", "data", "measure", "algorithms", "codecs", "flower", "privacy"),

@@ -256,6 +256,9 @@ def test_a_summary_adds_up_what_the_ledger_holds(tmp_path: Path) -> None:
         "container_received_bytes": None,
         "container_sent_bytes": None,
         "device": None,
+        "epsilon": None,
+        "attack_success_fraction": None,
+        "guarantee": None,
         "blanks": {},
     }
     assert len(digest) == 64

@@ -14,7 +14,7 @@ ALWAYS: dict[str, Any] = {
     **{"test_accuracy": 0.5, "best_accuracy": 0.5, "area_under_curve": 0.5, "test_loss": 1.0},
     **{"local_accuracy": None, "clients_trained": 4, "clients_failed": 0},
     **{"cpu_seconds": 1.5, "wall_seconds": 2.5, "model_sha256": "abc"},
-    **{"device": "phone", "blanks": {}},
+    **{"device": "phone", "blanks": {}, "guarantee": None, "attack_success_fraction": None},
 }
 # What nobody asked for at level off.
 LATER = (

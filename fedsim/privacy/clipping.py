@@ -35,12 +35,13 @@ def clip_weights(norms: Floats, clipping_norm: float) -> npt.NDArray[np.int64]:
 
     Args:
         norms: of the updates, (clients,), at least 0.
-        clipping_norm: C, above 0.
+        clipping_norm: C, above 0; infinite: all weigh the same.
 
     Raises:
         PrivacyError: C is not a positive number.
     """
-    check_clipping_norm(clipping_norm)
+    if clipping_norm != math.inf:
+        check_clipping_norm(clipping_norm)
     norms = np.asarray(norms, np.float64)
     weights = np.zeros(norms.shape, np.int64)
     finite = np.isfinite(norms)

@@ -34,7 +34,8 @@ def run_summary(path: Path) -> dict[str, Any]:
 
     Accuracies are in [0, 1]; ``test_accuracy`` and ``test_loss`` are of the last evaluated round.
 
-    - Counted: ``uplink_bytes`` and ``downlink_bytes`` (serialised messages), the dense payloads
+    - Counted: ``epsilon`` (at the last round that has it; ``guarantee`` says of what),
+      ``attack_success_fraction`` (of the last evaluated round), ``uplink_bytes`` and ``downlink_bytes`` (serialised messages), the dense payloads
       in them, ``train_flops``, ``local_accuracy`` (of the clients' own models after training, in
       the last round that looked).
     - Measured: ``cpu_seconds`` (local training alone, summed over clients), ``wall_seconds`` (the
@@ -75,9 +76,18 @@ def run_summary(path: Path) -> dict[str, Any]:
         "device": run.config.get("measure", {}).get("device") or None,
         "modelled_seconds": total(used.modelled_seconds) or None,
         "modelled_joules": total(used.modelled_joules) or None,
+        "epsilon": last_value(rounds.epsilon),
+        "attack_success_fraction": last_value(rounds.attack_success_fraction),
+        "guarantee": run.manifest.guarantee,
         "blanks": run.manifest.blanks,
         "model_sha256": run.manifest.model_sha256,
     }
+
+
+def last_value(column: pd.Series[float]) -> float | None:
+    """Return the last figure of a column that is not blank in every round."""
+    known = column.dropna()
+    return float(known.iloc[-1]) if len(known) else None
 
 
 def containers(used: pd.DataFrame) -> dict[str, int | float | None]:
@@ -119,6 +129,9 @@ def details(summary: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
         even = f"Gini {units.number(local['gini'])}"
         text = f"{percent(local['mean'])} (counted, in round {local['round']}; {spread}, {even})"
         yield "local accuracy", text
+    if summary["attack_success_fraction"] is not None:
+        yield "attack success", f"{shown('attack_success_fraction', percent)} (counted)"
+    yield "privacy", summary["guarantee"]
     yield "client updates", f"{summary['clients_trained']} used, {summary['clients_failed']} not"
     for way in ("uplink", "downlink"):
         sent, dense = shown(f"{way}_bytes", size), shown(f"{way}_dense_bytes", size)
