@@ -210,9 +210,7 @@ def delta_noise_multiplier(noise_multiplier: float, count_noise: float) -> float
         PrivacyError: z is not below 2 sigma_b: the count alone tells too much.
     """
     if not (math.isfinite(noise_multiplier) and noise_multiplier >= 0):
-        raise PrivacyError(
-            f"noise_multiplier = {noise_multiplier}: it has to be finite, 0 or more"
-        )
+        raise PrivacyError(f"noise_multiplier = {noise_multiplier}: it has to be finite, 0 or more")
     if noise_multiplier == 0:
         return 0.0
     if noise_multiplier >= 2 * count_noise:
