@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"errors", "records", "units", "ledger", "measure", "study"},
     "cli": {
         *FOUNDATIONS,
-        *("data", "deployment", "engine", "ledger", "measure", "report", "study"),
+        *("data", "deployment", "engine", "ledger", "measure", "privacy", "report", "study"),
         *("calibration", "choices", "costs", "overhead", "parts", "runs", "simulation"),
         "vocabulary",
     },

@@ -141,6 +141,14 @@ def test_the_commands() -> None:
         "bench measure": ["--data-dir", "--format", "--quiet", "--repeats", "--rounds", "--set"],
         "bench peers": [],
         "privacy": [],
+        "privacy epsilon": [
+            *("--accountant", "--delta", "--format", "--level", "--noise-multiplier"),
+            *("--population", "--sampling-probability", "--steps"),
+        ],
+        "privacy noise": [
+            *("--accountant", "--delta", "--format", "--level", "--population"),
+            *("--sampling-probability", "--steps", "--target-epsilon"),
+        ],
         "data": [],
         "data fetch": ["--data-dir", "--from"],
         "data split": ["--data-dir", "--out", "--quiet", "--server-only", "--set"],
