@@ -25,7 +25,7 @@ import numpy.typing as npt
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.privacy import accounting
-from fedsim.privacy.guarantee import SENSITIVITY, Guarantee, guarantee
+from fedsim.privacy.accounting import SENSITIVITY, Guarantee, guarantee
 from fedsim.settings import PrivacyTable
 from fedsim.training import steps_of
 

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
-from fedsim.privacy.guarantee import statement
+from fedsim.privacy.accounting import statement
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from fedsim.privacy.guarantee import statement
+from fedsim.privacy.accounting import statement
 
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError

@@ -36,8 +36,8 @@ def run_summary(path: Path) -> dict[str, Any]:
 
     - Counted: ``epsilon`` (at the last round that has it; ``guarantee`` says of what),
       ``attack_success_fraction`` (of the last evaluated round), ``uplink_bytes`` and
-      ``downlink_bytes`` (serialised messages), the dense payloads in them, ``train_flops``, ``local_accuracy`` (of the clients' own models after training, in
-      the last round that looked).
+      ``downlink_bytes`` (serialised messages), the dense payloads in them, ``train_flops``,
+      ``local_accuracy`` (of the clients' own models after training, in the last round that looked).
     - Measured: ``cpu_seconds`` (local training alone, summed over clients), ``wall_seconds`` (the
       whole run), ``package_joules`` (the whole processor, during the rounds), and what containers
       spent: sums over the visits of clients whose update was used, and the highest peak of memory.
