@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ledger": FOUNDATIONS,
     "flower": FOUNDATIONS,
     # The client's side and the server's side do not see each other.
+    "privacy": {*FOUNDATIONS, "models", "data", "measure"},
     "training": {*FOUNDATIONS, "models", "data", "measure"},
     "algorithms": {*FOUNDATIONS, "models", "data", "measure"},
     "federation": {
@@ -88,7 +89,8 @@ HOMES = {
     "jax": {"training"},
     "flwr": {"deployment", "engine", "federation", "flower", "clients", "server"},
     "yaml": {"deployment"},
-    "cryptography": {"deployment"},
+    "cryptography": {"deployment", "privacy"},
+    "Crypto": {"privacy"},
     "httpx": {"deployment"},
     "typer": {"cli"},
     "click": {"cli"},

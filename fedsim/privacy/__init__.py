@@ -1,0 +1,1 @@
+"""Privacy: what is guaranteed, and what leaks."""
