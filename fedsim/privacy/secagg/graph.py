@@ -20,7 +20,7 @@ are neighbours of all, t is a majority of them, and what holds is plain: fewer t
 neighbours learn nothing, and up to n - 1 - t may vanish.
 
 The default of a tenth each is a choice. For n = 100 it gives k = 24 and t = 13; with a fifth each,
-k = 42 and t = 22 (twice the work), and with a third each, k = 90 and t = 46.
+k = 42 and t = 22 (twice the work), and with a third each, k = 88 and t = 45.
 """
 
 from __future__ import annotations

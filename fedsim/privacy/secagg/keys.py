@@ -65,7 +65,7 @@ def seal(
     seed_share: bytes,
     key_share: bytes,
 ) -> bytes:
-    """Return the sender's two shares, encrypted to the recipient: 124 bytes.
+    """Return the sender's two shares, encrypted to the recipient: 108 bytes.
 
     The key serves for this sender, this recipient and this session alone; the nonce is random all
     the same, for the case that somebody restores an old state and goes on from it.

@@ -117,13 +117,9 @@ class ServerSide:
 
         Where two clients claim the same key, both are refused: who took it cannot be told.
         """
-        claims = Counter(
-            key
-            for reply in replies
-            if isinstance(reply, Advertisement) and reply.session == self.session
-            for key in (reply.mask_key, reply.share_key)
-        )
-        answers = self._accept(0, replies, Advertisement, lambda reply: key_problem(reply, claims))
+        fitting = self._fitting(0, replies, Advertisement)
+        claims = Counter(key for sent in fitting for key in (sent.mask_key, sent.share_key))
+        answers = self._answers(fitting, lambda sent: key_problem(sent, claims))
         self._check_count(answers)
         chosen = degree(len(answers), self.assumptions)
         self.advertised, self.threshold = answers, chosen.threshold
@@ -149,7 +145,7 @@ class ServerSide:
 
         Who would have fewer neighbours than it takes to recover its secrets is left out.
         """
-        answers = self._accept(1, replies, SealedShares, self._boxes_problem)
+        answers = self._answers(self._fitting(1, replies, SealedShares), self._boxes_problem)
         present = set(answers)
         while lonely := {o for o in present if self._present(o, present) < self.threshold}:
             present -= lonely
@@ -172,7 +168,7 @@ class ServerSide:
 
     def request(self, replies: Sequence[MaskedInput]) -> dict[int, UnmaskRequest]:
         """Add the masked vectors up, and say to each survivor whose shares are needed."""
-        answers = self._accept(2, replies, MaskedInput, self._input_problem)
+        answers = self._answers(self._fitting(2, replies, MaskedInput), self._input_problem)
         self._check_count(answers)
         self.survivors = tuple(answers)
         self._check_recoverable(self.survivors)
@@ -188,7 +184,7 @@ class ServerSide:
             SecureAggregationRefused: shares that do not give what their owner advertised; the
                 message names it.
         """
-        answers = self._accept(3, replies, Unmasking, self._shares_problem)
+        answers = self._answers(self._fitting(3, replies, Unmasking), self._shares_problem)
         self._check_recoverable(answers)
         self.stage = len(STAGES)
         for one in self.survivors:
@@ -213,29 +209,29 @@ class ServerSide:
         self.downlink_bytes[self.stage] = sum(map(payload_bytes, requests.values()))
         return requests
 
-    def _accept(
-        self,
-        stage: int,
-        replies: Sequence[Reply],
-        kind: type[Reply],
-        problem: Callable[[Reply], str],
-    ) -> dict[int, Reply]:
-        """Return the replies that fit, in the order of their clients; note why others do not."""
+    def _fitting(self, stage: int, replies: Sequence[Reply], kind: type[Reply]) -> list[Reply]:
+        """Return the replies that are of this session and stage, by somebody who was asked."""
         if stage != self.stage:
             raise SecureAggregationRefused(
                 f"secure aggregation, {self.session}: the server takes replies of stage {stage} "
                 f"once, after asking for them; it is at stage {self.stage}"
             )
         self.uplink_bytes[stage] = sum(map(payload_bytes, replies))
-        fitting = [reply for reply in replies if self._is_of_this_stage(reply, kind)]
+        return [reply for reply in replies if self._is_of_this_stage(reply, kind)]
+
+    def _answers(
+        self, fitting: Sequence[Reply], problem: Callable[[Reply], str]
+    ) -> dict[int, Reply]:
+        """Return the replies that nothing is wrong with, in the order of their clients."""
         names = Counter(reply.client for reply in fitting)
         answers: dict[int, Reply] = {}
         for reply in sorted(fitting, key=lambda reply: reply.client):
-            twice = f"{names[reply.client]} messages in its name" if names[reply.client] > 1 else ""
+            client = reply.client
+            twice = f"{names[client]} messages in its name" if names[client] > 1 else ""
             if why := twice or problem(reply):
-                self.refused[reply.client] = f"client {reply.client}, stage {stage}: {why}"
+                self.refused[client] = f"client {client}, stage {self.stage}: {why}"
             else:
-                answers[reply.client] = reply
+                answers[client] = reply
         return answers
 
     def _is_of_this_stage(self, reply: Message, kind: type[Message]) -> bool:
