@@ -62,13 +62,13 @@ class Play:
 
     def answers(self) -> dict[int, Any]:
         """Let every client that is asked answer the stage that it is at."""
-        stage = self.server.stage
+        stage = self.server.exchange.stage
         answer = ANSWERS[stage] or (lambda side, r: side.mask(r, self.vectors[side.client]))
         return {one: answer(self.sides[one], request) for one, request in self.requests.items()}
 
     def to(self, stage: int) -> Play:
         """Play on until the requests of a stage are there."""
-        while self.server.stage < stage:
+        while self.server.exchange.stage < stage:
             self.said.append(self.answers())
             self.take(list(self.said[-1].values()))
         return self
@@ -76,7 +76,9 @@ class Play:
     def take(self, replies: list[Any]) -> Any:
         """Give the server the replies of the stage that it is at."""
         server = self.server
-        step = (server.introduce, server.deliver, server.request, server.unmask)[server.stage]
+        step = (server.introduce, server.deliver, server.request, server.unmask)[
+            server.exchange.stage
+        ]
         self.requests = step(replies)
         return self.requests
 
@@ -443,8 +445,8 @@ def test_who_claims_anothers_key_is_refused_and_so_is_the_other() -> None:
     answers[12] = changed(answers[12], mask_key=answers[11].mask_key)
     answers[13] = changed(answers[13], mask_key=answers[13].share_key)
     play.take(list(answers.values()))
-    assert set(play.server.refused) == {11, 12, 13}
-    assert "claims a public key" in play.server.refused[12]
+    assert set(play.server.exchange.refused) == {11, 12, 13}
+    assert "claims a public key" in play.server.exchange.refused[12]
     assert play.total().clients == (10, 14, 15, 16)
 
 
@@ -453,7 +455,7 @@ def test_two_messages_in_one_name_are_both_refused(stage: int) -> None:
     play = Play(7).to(stage)
     answers = play.answers()
     result = play.take([*answers.values(), answers[12]])
-    assert "2 messages in its name" in play.server.refused[12]
+    assert "2 messages in its name" in play.server.exchange.refused[12]
     if stage < 3:
         assert 12 not in play.requests
         result = play.total()
@@ -471,7 +473,7 @@ def test_messages_of_other_rounds_stages_and_strangers_are_refused(stage: int) -
     earlier = play.said[stage - 1][14] if stage else Delivery(session=SESSION, client=14, boxes={})
     true = [reply for one, reply in answers.items() if one != 15]
     result = play.take([*true, old, stranger, earlier, changed(answers[15], session=ELSEWHERE)])
-    refused = play.server.refused
+    refused = play.server.exchange.refused
     assert set(refused) == {12, 99, 14, 15}
     assert "replayed" in refused[12]
     assert "not asked" in refused[99]
@@ -497,12 +499,12 @@ def test_shares_for_others_and_inputs_of_another_shape_are_refused() -> None:
     answers[12] = changed(answers[12], boxes={**boxes, 99: boxes.pop(10)})
     answers[13] = changed(answers[13], boxes={**answers[13].boxes, 10: b"short"})
     play.take(list(answers.values()))
-    assert "not its neighbours" in play.server.refused[12]
-    assert "clients 10 of a wrong length" in play.server.refused[13]
+    assert "not its neighbours" in play.server.exchange.refused[12]
+    assert "clients 10 of a wrong length" in play.server.exchange.refused[13]
     answers = play.answers()
     answers[10] = changed(answers[10], words=answers[10].words[1:])
     play.take(list(answers.values()))
-    assert "shape (4,)" in play.server.refused[10]
+    assert "shape (4,)" in play.server.exchange.refused[10]
     assert play.total().clients == (11, 14, 15, 16, 17)
 
 

@@ -87,7 +87,7 @@ def aggregate(
                 try:
                     replies.append(answer(side, request))
                 except SecureAggregationRefused as refusal:
-                    server.refused[client] = str(refusal)
+                    server.exchange.refuse(client, str(refusal))
                 states[client] = to_state(side)
         return replies
 

@@ -1,9 +1,8 @@
 """The server's side: four stages, each with whoever answered the one before.
 
-A reply that does not fit is refused, with its reason in ``refused``; its client, unless it sent one
-that fits too, is left out from there on as if it had not answered. Where too few are left,
-``SecureAggregationAborted`` ends the session. No single vector is revealed by that, since nobody is
-asked for shares before it is known that they suffice.
+Whose reply does not fit is left out from there on, as if it had not answered. Where too few are
+left, ``SecureAggregationAborted`` ends the session. No single vector is revealed by that, since
+nobody is asked for shares before it is known that they suffice.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
 from fedsim.errors import SecureAggregationAborted, SecureAggregationRefused
 from fedsim.privacy.secagg import keys
+from fedsim.privacy.secagg.exchange import Exchange
 from fedsim.privacy.secagg.graph import LEAST_COHORT, Assumptions, degree, draw_graph
 from fedsim.privacy.secagg.masks import WORDS, add_mask, subtract_mask
 from fedsim.privacy.secagg.messages import (
@@ -25,19 +24,14 @@ from fedsim.privacy.secagg.messages import (
     Delivery,
     Invitation,
     MaskedInput,
-    Message,
     Neighbour,
     Neighbourhood,
     SealedShares,
     Session,
     Unmasking,
     UnmaskRequest,
-    payload_bytes,
 )
 from fedsim.privacy.secagg.sharing import listed, recover
-
-Reply = TypeVar("Reply", bound=Message)
-Request = TypeVar("Request", bound=Message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +89,7 @@ class ServerSide:
         majority = len(clients) // 2 + 1
         self.least = max(LEAST_COHORT, majority if least_clients is None else least_clients)
         self.total = np.zeros(words, WORDS[word_bits])
-        self.stage = -1  # the one whose replies are to come, and from whom
-        self.expected: frozenset[int] = frozenset()
-        self.refused: dict[int, str] = {}
-        self.downlink_bytes = [0] * len(STAGES)
-        self.uplink_bytes = [0] * len(STAGES)
+        self.exchange = Exchange(session)
         self.threshold = 0
         self.advertised: dict[int, Advertisement] = {}
         self.graph: dict[int, tuple[int, ...]] = {}  # all who advertised, with their neighbours
@@ -108,7 +98,7 @@ class ServerSide:
 
     def invite(self) -> dict[int, Invitation]:
         """Begin: ask the cohort for keys."""
-        return self._sent(
+        return self.exchange.ask(
             {one: Invitation(session=self.session, client=one) for one in self.cohort}
         )
 
@@ -117,9 +107,9 @@ class ServerSide:
 
         Where two clients claim the same key, both are refused: who took it cannot be told.
         """
-        fitting = self._fitting(0, replies, Advertisement)
+        fitting = self.exchange.fitting(0, replies, Advertisement)
         claims = Counter(key for sent in fitting for key in (sent.mask_key, sent.share_key))
-        answers = self._answers(fitting, lambda sent: key_problem(sent, claims))
+        answers = self.exchange.answers(fitting, lambda sent: key_problem(sent, claims))
         self._check_count(answers)
         chosen = degree(len(answers), self.assumptions)
         self.advertised, self.threshold = answers, chosen.threshold
@@ -128,7 +118,7 @@ class ServerSide:
             one: Neighbour(client=one, mask_key=sent.mask_key, share_key=sent.share_key)
             for one, sent in answers.items()
         }
-        return self._sent(
+        return self.exchange.ask(
             {
                 one: Neighbourhood(
                     session=self.session,
@@ -145,13 +135,15 @@ class ServerSide:
 
         Who would have fewer neighbours than it takes to recover its secrets is left out.
         """
-        answers = self._answers(self._fitting(1, replies, SealedShares), self._boxes_problem)
+        answers = self.exchange.answers(
+            self.exchange.fitting(1, replies, SealedShares), self._boxes_problem
+        )
         present = set(answers)
         while lonely := {o for o in present if self._present(o, present) < self.threshold}:
             present -= lonely
         self._check_count(present, f", each with {self.threshold} neighbours")
         self.sharing = tuple(sorted(present))
-        return self._sent(
+        return self.exchange.ask(
             {
                 one: Delivery(
                     session=self.session,
@@ -168,13 +160,15 @@ class ServerSide:
 
     def request(self, replies: Sequence[MaskedInput]) -> dict[int, UnmaskRequest]:
         """Add the masked vectors up, and say to each survivor whose shares are needed."""
-        answers = self._answers(self._fitting(2, replies, MaskedInput), self._input_problem)
+        answers = self.exchange.answers(
+            self.exchange.fitting(2, replies, MaskedInput), self._input_problem
+        )
         self._check_count(answers)
         self.survivors = tuple(answers)
         self._check_recoverable(self.survivors)
         for reply in answers.values():
             self.total += reply.words
-        return self._sent({one: self._request(one) for one in self.survivors})
+        return self.exchange.ask({one: self._request(one) for one in self.survivors})
 
     def unmask(self, replies: Sequence[Unmasking]) -> SecureSum:
         """Recover the survivors' self-masks and the dropped ones' mask keys; return the sum.
@@ -184,9 +178,11 @@ class ServerSide:
             SecureAggregationRefused: shares that do not give what their owner advertised; the
                 message names it.
         """
-        answers = self._answers(self._fitting(3, replies, Unmasking), self._shares_problem)
+        answers = self.exchange.answers(
+            self.exchange.fitting(3, replies, Unmasking), self._shares_problem
+        )
         self._check_recoverable(answers)
-        self.stage = len(STAGES)
+        self.exchange.end()
         for one in self.survivors:
             shares = {h: answers[h].seed_shares[one] for h in self.graph[one] if h in answers}
             subtract_mask(self.total, self._recover(one, shares, self._genuine_seed(one)))
@@ -197,54 +193,10 @@ class ServerSide:
         return SecureSum(
             words=self.total,
             clients=self.survivors,
-            refused=dict(self.refused),
-            downlink_bytes=tuple(self.downlink_bytes),
-            uplink_bytes=tuple(self.uplink_bytes),
+            refused=dict(self.exchange.refused),
+            downlink_bytes=tuple(self.exchange.downlink_bytes),
+            uplink_bytes=tuple(self.exchange.uplink_bytes),
         )
-
-    def _sent(self, requests: dict[int, Request]) -> dict[int, Request]:
-        """Go on to the next stage, with those who are asked."""
-        self.stage += 1
-        self.expected = frozenset(requests)
-        self.downlink_bytes[self.stage] = sum(map(payload_bytes, requests.values()))
-        return requests
-
-    def _fitting(self, stage: int, replies: Sequence[Reply], kind: type[Reply]) -> list[Reply]:
-        """Return the replies that are of this session and stage, by somebody who was asked."""
-        if stage != self.stage:
-            raise SecureAggregationRefused(
-                f"secure aggregation, {self.session}: the server takes replies of stage {stage} "
-                f"once, after asking for them; it is at stage {self.stage}"
-            )
-        self.uplink_bytes[stage] = sum(map(payload_bytes, replies))
-        return [reply for reply in replies if self._is_of_this_stage(reply, kind)]
-
-    def _answers(
-        self, fitting: Sequence[Reply], problem: Callable[[Reply], str]
-    ) -> dict[int, Reply]:
-        """Return the replies that nothing is wrong with, in the order of their clients."""
-        names = Counter(reply.client for reply in fitting)
-        answers: dict[int, Reply] = {}
-        for reply in sorted(fitting, key=lambda reply: reply.client):
-            client = reply.client
-            twice = f"{names[client]} messages in its name" if names[client] > 1 else ""
-            if why := twice or problem(reply):
-                self.refused[client] = f"client {client}, stage {self.stage}: {why}"
-            else:
-                answers[client] = reply
-        return answers
-
-    def _is_of_this_stage(self, reply: Message, kind: type[Message]) -> bool:
-        why = ""
-        if not isinstance(reply, kind):
-            why = f"{type(reply).__name__} where {kind.__name__} is due; it is replayed"
-        elif reply.session != self.session:
-            why = f"a message of {reply.session}; it is replayed"
-        elif reply.client not in self.expected:
-            why = "it was not asked"
-        if why:
-            self.refused[reply.client] = f"client {reply.client}, stage {self.stage}: {why}"
-        return not why
 
     def _boxes_problem(self, reply: SealedShares) -> str:
         if set(reply.boxes) != set(self.graph[reply.client]):
@@ -287,9 +239,7 @@ class ServerSide:
             genuine=genuine,
         )
         for holder in wrong:
-            self.refused[holder] = (
-                f"client {holder}, stage 3: its share of client {owner}'s secret is wrong"
-            )
+            self.exchange.refuse(holder, f"its share of client {owner}'s secret is wrong")
         return secret
 
     def _genuine_seed(self, owner: int) -> Callable[[bytes], bool]:
@@ -331,8 +281,8 @@ class ServerSide:
             raise self._aborted(present, self.least, how)
 
     def _aborted(self, answered: set[int], needed: int, how: str) -> SecureAggregationAborted:
-        stage = self.stage
-        reasons = "".join(f"; {reason}" for reason in list(self.refused.values())[:3])
+        stage = self.exchange.stage
+        reasons = "".join(f"; {reason}" for reason in list(self.exchange.refused.values())[:3])
         return SecureAggregationAborted(
             f"secure aggregation, {self.session}: aborted at stage {stage} ({STAGES[stage]}): "
             f"{len(answered)} of {len(self.cohort)} clients take part ({listed(answered)}), "
