@@ -46,6 +46,22 @@ class RunFailed(FedsimError):
     """A run that cannot continue, for instance because no client answered."""
 
 
+class SecureAggregationRefused(FedsimError, ValueError):
+    """A message of secure aggregation that does not fit: damaged, replayed, or of another party."""
+
+
+class SecureAggregationAborted(RunFailed):
+    """A round of secure aggregation that too few clients are left for; nothing was revealed by it.
+
+    ``stage`` is its place in ``secagg.STAGES``, ``answered`` who got so far, ``needed`` how many
+    had to.
+    """
+
+    def __init__(self, problem: str, *, stage: int, answered: Sequence[int], needed: int) -> None:
+        super().__init__(problem)
+        self.stage, self.answered, self.needed = stage, tuple(answered), needed
+
+
 class LedgerError(FedsimError):
     """A run directory that cannot be written, read or resumed."""
 

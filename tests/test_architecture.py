@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ledger": FOUNDATIONS,
     "flower": FOUNDATIONS,
     # The client's side and the server's side do not see each other.
+    "privacy": {*FOUNDATIONS, "models", "data", "measure"},
     "training": {*FOUNDATIONS, "models", "data", "measure"},
     "algorithms": {*FOUNDATIONS, "models", "data", "measure"},
     "federation": {
@@ -97,6 +98,7 @@ HOMES = {
     "yaml": {"deployment"},
     "cryptography": {"deployment", "privacy"},
     "dp_accounting": {"privacy"},
+    "Crypto": {"privacy"},
     "httpx": {"deployment"},
     "typer": {"cli"},
     "click": {"cli"},
