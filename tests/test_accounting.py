@@ -1,4 +1,4 @@
-"""Epsilon against published cases, other libraries and the closed form; calculators and sentences."""
+"""Epsilon against published cases, Opacus and the closed form; the sentence; the calculators."""
 
 from __future__ import annotations
 
@@ -257,9 +257,9 @@ def test_what_cannot_be_is_refused_with_what_to_choose(wrong: dict[str, Any], me
 @pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])
 def test_an_epsilon_to_aim_at_is_positive(target: float) -> None:
     common = {"sampling_probability": 0.1, "delta": 1e-5}
-    with pytest.raises(PrivacyError, match="target_epsilon = .*: it has to be finite and above 0"):
+    with pytest.raises(PrivacyError, match=r"target_epsilon = .*: it has to be finite and"):
         noise_multiplier_for(target_epsilon=target, steps=3, **common)  # type: ignore[arg-type]
-    with pytest.raises(PrivacyError, match="epsilon_budget = .*: it has to be finite and above 0"):
+    with pytest.raises(PrivacyError, match=r"epsilon_budget = .*: it has to be finite and"):
         steps_within(epsilon_budget=target, noise_multiplier=1.0, at_most=3, **common)
 
 
