@@ -17,7 +17,7 @@ from fedsim.cli.command import Command
 from fedsim.cli.options import Format, OutputFormat
 
 if TYPE_CHECKING:
-    from fedsim.privacy.guarantee import Guarantee
+    from fedsim.privacy.accounting import Guarantee
 
 privacy_app = typer.Typer(
     help="Differential privacy: guarantees by calculation, leakage by measurement.",
@@ -100,8 +100,7 @@ def epsilon(
         fedsim privacy epsilon --sampling-probability 0.004 --noise-multiplier 1.3 --steps 3750 \\
             --delta 1e-5 --population 60000 --level example --accountant rdp --format json
     """
-    from fedsim.privacy.accounting import check_delta
-    from fedsim.privacy.guarantee import guarantee
+    from fedsim.privacy.accounting import check_delta, guarantee
 
     check_delta(delta, population)
     found = guarantee(
@@ -139,8 +138,13 @@ def noise(
         fedsim privacy noise --target-epsilon 8 --sampling-probability 1 --steps 10 --delta 1e-5 \\
             --level local --format json
     """
-    from fedsim.privacy.accounting import check_delta, noise_multiplier_for
-    from fedsim.privacy.guarantee import SENSITIVITY, check_level, guarantee
+    from fedsim.privacy.accounting import (
+        SENSITIVITY,
+        check_delta,
+        check_level,
+        guarantee,
+        noise_multiplier_for,
+    )
 
     check_delta(delta, population)
     check_level(level.value, sampling_probability)
@@ -177,7 +181,7 @@ def caveats(population: int | None) -> tuple[str, ...]:
 
 def show(found: Guarantee, output: OutputFormat, **inputs: float | None) -> None:
     """Print a guarantee; as JSON with the other inputs, and null for an infinite epsilon."""
-    from fedsim.privacy.guarantee import other_accountant, statement
+    from fedsim.privacy.accounting import other_accountant, statement
 
     if output is OutputFormat.text:
         typer.echo(statement(found))
