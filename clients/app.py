@@ -10,7 +10,8 @@ from flwr.clientapp import ClientApp
 
 from clients.control import control_of, correction, update_control
 from clients.holding import experiment_at, inventory
-from clients.protecting import protect
+from clients.protecting import protect, protected_update
+from clients.securing import agree, send_masked
 from clients.sending import encode_update
 from clients.visit import figures_of, train_clients
 from fedsim import codecs, flower, parts
@@ -29,6 +30,12 @@ def partition(message: Message, context: Context) -> Message:
     return Message(RecordDict({flower.PARTITION: inventory(message, context)}), reply_to=message)
 
 
+@app.query(flower.SECURE)
+def secure(message: Message, context: Context) -> Message:
+    """Take part in a stage of secure aggregation."""
+    return agree(message, context)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's examples and return it with its bill."""
@@ -43,6 +50,9 @@ def train(message: Message, context: Context) -> Message:
     visit = train_clients(
         experiment, asked, [client], bill, corrections=correction(asked, own_control)
     )
+    if experiment.privacy.secure_aggregation:
+        update = protected_update(experiment, asked, client, visit.model(0))
+        return send_masked(message, context, experiment, asked, update)
     arrays, steps = visit.model(0), int(visit.result.steps[0])
     with bill.clock("training"):  # the rest of SCAFFOLD's
         change = update_control(context, asked, own_control, arrays, steps)

@@ -63,7 +63,9 @@ def inventory(message: Message, context: Context) -> ConfigRecord:
     """
     held = ConfigRecord({"partition-id": context.node_config["partition-id"]})
     try:
-        held["examples"] = usable_examples(message.content.config_records, context)
+        examples = usable_examples(message.content.config_records, context)
+        hidden = flower.experiment_of(context.run_config).privacy.secure_aggregation
+        held["examples"] = 1 if hidden else examples  # how many would tell what masks hide
     except FedsimError as error:
         held["problem"] = str(error)
     except Exception as error:  # its text may hold values, which stay here

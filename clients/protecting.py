@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
-from fedsim.privacy.clipping import add_noise, clip_update
-from fedsim.privacy.noise import NoiseSource, source_of
-
 from fedsim import flower
 from fedsim.config import Experiment
 from fedsim.measure.payload import difference
+from fedsim.privacy.clipping import add_noise, clip_update
+from fedsim.privacy.noise import NoiseSource, source_of
 from fedsim.privacy.shares import client_noise_std
 
 
 def protects_itself(experiment: Experiment) -> bool:
     """Say whether clients clip and noise their updates themselves."""
     table = experiment.privacy
-    return table.level == "local" or (table.level == "user" and table.noise_by == "clients")
+    hidden = table.noise_by == "clients" or table.secure_aggregation
+    return table.level == "local" or (table.level == "user" and hidden)
 
 
 def protect(
     experiment: Experiment, asked: flower.Instruction, client: int, after: flower.Arrays
 ) -> flower.Arrays:
-    """Return a client's model as it may be seen; as it is where nothing is promised here.
+    """Return a client's model as it may be seen; as it is where nothing is promised here."""
+    if not protects_itself(experiment):
+        return after
+    update = protected_update(experiment, asked, client, after)
+    return {
+        name: (array + update[name]).astype(array.dtype) for name, array in asked.arrays.items()
+    }
+
+
+def protected_update(
+    experiment: Experiment, asked: flower.Instruction, client: int, after: flower.Arrays
+) -> flower.Arrays:
+    """Return a client's update as it may be seen, float64 where it was touched.
 
     Raises:
         ValueError: the server names no noise multiplier.
     """
+    update = difference(after, asked.arrays)
     if not protects_itself(experiment):
-        return after
+        return update
     if asked.noise_multiplier is None:
         raise ValueError("the server asks for an update with noise and names no noise multiplier")
     table, cohort = experiment.privacy, experiment.server.clients_per_round
-    update = clip_update(difference(after, asked.arrays), table.clipping_norm)
-    std = client_noise_std(table, asked.noise_multiplier, cohort)
+    adds = table.level == "local" or table.noise_by == "clients"
+    std = client_noise_std(table, asked.noise_multiplier, cohort) if adds else 0.0
     source = noise_source(experiment, "client-noise", asked.round, client)
-    noised = add_noise(update, std, source)
-    return {
-        name: (array + noised[name]).astype(array.dtype) for name, array in asked.arrays.items()
-    }
+    return add_noise(clip_update(update, table.clipping_norm), std, source)
 
 
 def noise_source(experiment: Experiment, purpose: str, round: int, client: int) -> NoiseSource:

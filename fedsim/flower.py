@@ -19,6 +19,7 @@ Arrays = Mapping[str, np.ndarray]
 # The names of the records in our messages; "arrays", "config" and "metrics" are Flower's defaults.
 ARRAYS, CONFIG, METRICS, CONTROL, PARTITION = "arrays", "config", "metrics", "control", "partition"
 CODED, PROBLEM, LAYERS, RESIDUAL = "coded", "problem", "layers", "residual"
+SECURE = "secure"  # of messages of secure aggregation
 # Of messages to and from blocks of clients: "cohort" is the engine's.
 COHORT, SUM, STACK, FIGURES, COLUMNS = "cohort", "sum", "stack", "figures", "columns"
 WEIGHT = "num-examples"
@@ -42,7 +43,7 @@ class Instruction:
     by. ``control`` is SCAFFOLD's server control variate. ``summed`` asks a block of clients for the
     sum of their models in place of each. ``clipping_norm`` is what updates are scaled down to, all
     of equal weight (infinity: as they are); None: they weigh by examples. ``noise_multiplier`` is
-    for clients that add noise themselves.
+    for clients that add noise themselves; ``secure_clients`` how many are summed behind masks.
     """
 
     round: int
@@ -55,6 +56,7 @@ class Instruction:
     summed: bool = False
     clipping_norm: float | None = None
     noise_multiplier: float | None = None
+    secure_clients: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +243,8 @@ def encode_instruction(instruction: Instruction) -> RecordDict:
         config["clipping-norm"] = instruction.clipping_norm
     if instruction.noise_multiplier is not None:
         config["noise-multiplier"] = instruction.noise_multiplier
+    if instruction.secure_clients is not None:
+        config["secure-clients"] = instruction.secure_clients
     content = RecordDict({**model, CONFIG: config})
     if instruction.control is not None:
         content[CONTROL] = encode_arrays(instruction.control)
@@ -269,6 +273,7 @@ def decode_instruction(message: Message, decode: Callable[[bytes], Arrays]) -> I
         summed=bool(config.get("summed", False)),
         clipping_norm=optional(config, "clipping-norm"),
         noise_multiplier=optional(config, "noise-multiplier"),
+        secure_clients=int(config.get("secure-clients", 0)) or None,
     )
 
 

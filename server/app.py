@@ -10,7 +10,6 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
-from fedsim.privacy.accounting import statement
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -27,6 +26,7 @@ from fedsim.ledger.store import Entry
 from fedsim.ledger.writer import LedgerWriter
 from fedsim.measure.cores import allowed_cores
 from fedsim.measure.energy import not_measured, package_energy
+from fedsim.privacy.accounting import statement
 from fedsim.records import RoundRow
 from fedsim.runs import open_run
 from fedsim.settings import MeasureTable, TrainTable
@@ -40,7 +40,7 @@ from fedsim.training import (
     steps_of,
 )
 from fedsim.vocabulary import vocabulary
-from server.promise import account, chooser, noise_source, spent
+from server.promise import account, chooser, noise_source, secure_asker, spent
 
 app = ServerApp()
 log = logging.getLogger("flwr.fedsim")  # a child of Flower's, which shows it in its own runtime
@@ -53,6 +53,7 @@ def main(grid: Grid, context: Context) -> None:
     experiment = config.from_flat(context.run_config, vocabulary=vocabulary())
     experiment = dataclasses.replace(experiment, train=parts.settled(experiment.train))
     settings, server, train = experiment.experiment, experiment.server, experiment.train
+    table = experiment.privacy
     examples, clients = parts.dataset(experiment), parts.clients(experiment)
     test_x, test_y = (torch.from_numpy(part) for part in examples.test())
     model = parts.initial_model(experiment)
@@ -100,6 +101,7 @@ def main(grid: Grid, context: Context) -> None:
             choose=choose,
             alone=answers_alone(experiment),
             noise_multiplier=noise_multiplier,
+            secure=secure_asker(experiment, grid, at) if table.secure_aggregation else None,
             figures=partial(spent, spending),
             cut=blocks,
             node_of=at.node_of,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from fedsim.privacy.accounting import statement
+from flwr.serverapp import Grid
 
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
-from fedsim.federation.sampling import choose_clients, draw_clients
+from fedsim.federation.sampling import Whereabouts, choose_clients, draw_clients
+from fedsim.federation.secure import SecureAsker
+from fedsim.privacy.accounting import statement
 from fedsim.privacy.noise import NoiseSource, source_of
 from fedsim.spending import Spending, spending_of
 
@@ -38,6 +41,18 @@ def chooser(experiment: Experiment, clients: int) -> Choose:
         return draw_clients(source, clients=clients, probability=cohort / clients)
 
     return draw
+
+
+def secure_asker(experiment: Experiment, grid: Grid, at: Whereabouts) -> SecureAsker:
+    """Return what asks a cohort for its sum alone; its keys are bound to this start of the run."""
+    return SecureAsker(
+        grid=grid,
+        node_of=at.node_of,
+        timeout_seconds=experiment.server.round_timeout_seconds,
+        run=secrets.token_bytes(16),
+        value_range=experiment.privacy.value_range,
+        left_out=at.left_out,
+    )
 
 
 def account(

@@ -45,7 +45,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ledger": FOUNDATIONS,
     "flower": FOUNDATIONS,
     # The client's side and the server's side do not see each other.
-    "privacy": {*FOUNDATIONS, "models", "data", "measure"},
     "training": {*FOUNDATIONS, "models", "data", "measure"},
     "algorithms": {*FOUNDATIONS, "models", "data", "measure"},
     "federation": {

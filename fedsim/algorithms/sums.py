@@ -25,12 +25,14 @@ class WeightedSum:
         weight: the sum of the weights, at least 0.
         clients: how many models are in it.
         whole: how many of them were not scaled down, where updates are clipped.
+        of_updates: it is of the updates themselves, each counted once, and not of models.
     """
 
     arrays: Mapping[str, np.ndarray]
     weight: int
     clients: int
     whole: int = 0
+    of_updates: bool = False
 
     def mean(self) -> dict[str, np.ndarray]:
         """Return the weighted mean, float64, of its own.

@@ -205,8 +205,9 @@ def make_bounded(
 def noise_of(table: PrivacyTable, z: float, cohort: int) -> dict[str, Any]:
     """Return how level ``user`` clips and noises, as arguments of :class:`BoundedMean`."""
     norm, share = table.clipping_norm, noise_share(table, cohort)
-    if table.noise_by == "clients":  # who clip, too
-        std = client_noise_std(table, z, cohort)
+    if table.noise_by == "clients" or table.secure_aggregation:  # clients clip their own
+        by_clients = table.noise_by == "clients"
+        std = client_noise_std(table, z, cohort) if by_clients else 0.0
         return {"noise": lambda _: z * norm * share, "client_noise_std": std}
     if table.clipping == "fixed":
         return {"noise": lambda c: z * c * share, "clipping_norm": norm}
@@ -226,11 +227,13 @@ def mean_update(arrays: Arrays, total: WeightedSum, count: float) -> dict[str, n
 
     Args:
         arrays: the model w that they are relative to.
-        total: of models, each times a whole number of 1 / UNIT.
+        total: of models, each times a whole number of 1 / UNIT; or of updates.
         count: how many to divide by.
     """
     if not total.clients:
         return {name: np.zeros(array.shape) for name, array in arrays.items()}
+    if total.of_updates:
+        return {name: array / count for name, array in total.arrays.items()}
     factor = 1 / (UNIT * count)
     return {
         name: (total.arrays[name] - total.weight * array.astype(np.float64)) * factor

@@ -65,6 +65,8 @@ class Judged:
         replies: the messages that came, by client, where every client sent its own.
         total: the sum of the acceptable updates, where clients were summed where they trained.
         idle_fraction: of the workers' time, where the grid knows it.
+        secure_wall_seconds: of secure aggregation, without the training.
+        skipped: nobody was asked, since the draw left nobody, or too few to hide among.
     """
 
     updates: list[Update]
@@ -73,6 +75,8 @@ class Judged:
     replies: dict[int, Message] = field(default_factory=dict)
     total: WeightedSum | None = None
     idle_fraction: float | None = None
+    secure_wall_seconds: float | None = None
+    skipped: bool = False
 
     @property
     def usable(self) -> int:

@@ -68,6 +68,7 @@ def federated_rounds(
     left_out: Mapping[int, str] | None = None,
     alone: bool = False,
     noise_multiplier: float | None = None,
+    secure: Asker | None = None,
     learning_rate: Callable[[int], float],
     level: Callable[[int], str],
     transport: Transport,
@@ -88,6 +89,7 @@ def federated_rounds(
         left_out: clients that are never asked, and why; they are chosen like all others.
         alone: every client is asked, and answers, by messages of its own.
         noise_multiplier: what clients are told that add noise themselves.
+        secure: asks them for their sum behind masks.
         learning_rate: from round to the clients' learning rate.
         level: from round to how much is measured.
         transport: how the model comes down and updates go up.
@@ -102,7 +104,9 @@ def federated_rounds(
     ask: Asker
     absent = left_out or {}
     each = alone or aggregator.clients_keep_state or transport.codes or bool(absent)
-    if takes_cohorts(grid) and not each:
+    if secure is not None:
+        ask = secure
+    elif takes_cohorts(grid) and not each:
         ask = Blocks(
             grid=grid,
             cut=cut,
@@ -149,6 +153,7 @@ def federated_rounds(
             **sent,
             package_joules=spent.joules,
             worker_idle_fraction=judged.idle_fraction,
+            secure_wall_seconds=judged.secure_wall_seconds,
             **aggregator.figures(),
             **figures(round),
             wall_seconds=wall_seconds,
@@ -171,8 +176,7 @@ def next_model(
     Raises:
         RoundFailed: with every client's row.
     """
-    empty_draw = not judged.clients and aggregator.survives_nobody
-    if not judged.usable and not empty_draw:
+    if not judged.usable and not (judged.skipped and aggregator.survives_nobody):
         raise RoundFailed(f"round {round}: {why_nobody(judged.clients)}", judged.clients)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found below
@@ -195,7 +199,7 @@ def next_model(
 def nobody(round: int, rows: Clients) -> Judged:
     """Return the answers of a cohort in which nobody can be asked."""
     total = WeightedSum(arrays={}, weight=0, clients=0)
-    return Judged(updates=[], clients=rows, layers=[], total=total)
+    return Judged(updates=[], clients=rows, layers=[], total=total, skipped=True)
 
 
 def why_nobody(clients: Clients) -> str:

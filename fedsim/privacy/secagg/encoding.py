@@ -78,6 +78,11 @@ class FixedPoint:
         )
 
     @property
+    def unit(self) -> float:
+        """What 1 becomes, 2^f: whole multiples of its inverse are encoded as they are."""
+        return 2.0**self.fraction_bits
+
+    @property
     def largest(self) -> int:
         """The integer that R becomes."""
         return math.floor(self.value_range * 2.0**self.fraction_bits)
