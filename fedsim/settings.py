@@ -59,8 +59,10 @@ class DataTable:
 class ModelTable:
     """The network that every client trains."""
 
-    name: str = setting("mlp", "mlp or cnn")
-    width: int = setting(0, "units of a dense hidden layer; 0: 200 (mlp), 512 (cnn)", low=0)
+    name: str = setting("mlp", "mlp, cnn or small_cnn")
+    width: int = setting(
+        0, "units of a dense hidden layer; 0: 200 (mlp), 512 (cnn), 32 (small_cnn)", low=0
+    )
     depth: int = setting(0, "hidden layers (mlp) or convolutions (cnn); 0: two", low=0)
     activation: str = setting("relu", "such as relu, tanh, gelu, leaky_relu(0.1)")
     init_gain: float = setting(0.0, "initialisation gain; 0: the activation's own", low=0)

@@ -39,7 +39,7 @@ from fedsim.models import ACTIVATIONS, MODELS, build_model
 from fedsim.randomness import stream
 from fedsim.training.local import train_locally
 
-SHAPES = {"mlp": (8,), "cnn": (1, 8, 8)}
+SHAPES = {"mlp": (8,), "cnn": (1, 8, 8), "small_cnn": (1, 14, 14)}
 DATA = make_step_data((8,), 3, 4, stream(0, "data"))
 ACTIVATION_NAMES = [name for name in ACTIVATIONS if name != "identity"]
 
@@ -181,7 +181,11 @@ def test_every_activation_is_found_in_every_model(name: str, model_name: str) ->
     model = small(name, model_name)
     data = make_step_data(SHAPES[model_name], 3, 4, stream(0, "data"))
     arm = make_arm(model, name, data, stream(0, "inputs"))
-    widths = {"mlp": ((4, 5),) * 2, "cnn": ((4, 32, 8, 8), (4, 64, 4, 4), (4, 5))}
+    widths = {
+        "mlp": ((4, 5),) * 2,
+        "cnn": ((4, 32, 8, 8), (4, 64, 4, 4), (4, 5)),
+        "small_cnn": ((4, 16, 7, 7), (4, 32, 2, 2), (4, 5)),
+    }
     assert arm.shapes == widths[model_name]
     (step,) = profile_steps(
         lambda: training_step(arm.model, data.x, data.y, data.batch, learning_rate=0.0),

@@ -37,6 +37,7 @@ from fedsim.training.local import batches
 Shape = tuple[int, ...]
 Flops = dict[str, tuple[int, int]]  # by layer, forward and backward
 IMAGES = (1, 28, 28)
+SMALL = (1, 14, 14)  # as small as every model takes
 CLASSES = 10
 
 
@@ -73,6 +74,23 @@ def cnn_flops(shape: Shape, width: int, depth: int) -> Flops:
     return {**found, "output": (2 * width * CLASSES, 4 * width * CLASSES)}
 
 
+def small_cnn_flops(shape: Shape, width: int, depth: int) -> Flops:
+    """Kernels of 8 x 8 and 4 x 4 at every other pixel; a pool takes one off height and width."""
+    channels, found = shape[0], {}
+    for i, (height, breadth) in enumerate(small_cnn_maps(shape), 1):
+        filters, kernel = ((16, 8), (32, 4))[i - 1]
+        products = kernel**2 * channels * filters * height * breadth
+        found[f"conv{i}"] = (2 * products, (2 if i == 1 else 4) * products)
+        channels, inputs = filters, filters * (height - 1) * (breadth - 1)
+    found["dense1"] = (2 * inputs * width, 4 * inputs * width)
+    return {**found, "output": (2 * width * CLASSES, 4 * width * CLASSES)}
+
+
+def small_cnn_maps(shape: Shape) -> list[Shape]:
+    first = [(n + 6 - 8) // 2 + 1 for n in shape[1:]]
+    return [tuple(first), tuple((n - 1 - 4) // 2 + 1 for n in first)]
+
+
 def mlp_elements(shape: Shape, width: int, depth: int) -> list[int]:
     return [width] * depth
 
@@ -83,14 +101,25 @@ def cnn_elements(shape: Shape, width: int, depth: int) -> list[int]:
     return [*maps, width]
 
 
-CLOSED: dict[str, Callable[[Shape, int, int], Flops]] = {"mlp": mlp_flops, "cnn": cnn_flops}
+def small_cnn_elements(shape: Shape, width: int, depth: int) -> list[int]:
+    (a, b), (c, d) = small_cnn_maps(shape)
+    return [16 * a * b, 32 * c * d, width]
+
+
+CLOSED: dict[str, Callable[[Shape, int, int], Flops]] = {
+    "mlp": mlp_flops,
+    "cnn": cnn_flops,
+    "small_cnn": small_cnn_flops,
+}
 ELEMENTS: dict[str, Callable[[Shape, int, int], list[int]]] = {
     "mlp": mlp_elements,
     "cnn": cnn_elements,
+    "small_cnn": small_cnn_elements,
 }
 SIZES: dict[str, list[tuple[Shape, int, int]]] = {
     "mlp": [(IMAGES, 200, 2), ((7,), 1, 1), ((3, 5, 2), 17, 4), ((64,), 30, 9)],
     "cnn": [(IMAGES, 512, 2), ((3, 32, 32), 16, 3), ((2, 9, 7), 5, 1), ((1, 13, 22), 8, 3)],
+    "small_cnn": [(IMAGES, 32, 2), ((3, 32, 32), 5, 2), ((2, 14, 19), 7, 2)],
 }
 each_size = pytest.mark.parametrize(
     ("name", "shape", "width", "depth"),
@@ -244,8 +273,8 @@ def test_training_takes_no_gradient_of_the_input(name: str) -> None:
 @each_activation
 @each_model
 def test_flops_do_not_depend_on_the_activation(name: str, activation: str) -> None:
-    cost = cost_of(name, (1, 8, 8), activation, width=6)
-    closed = CLOSED[name]((1, 8, 8), 6, 2).values()
+    cost = cost_of(name, SMALL, activation, width=6)
+    closed = CLOSED[name](SMALL, 6, 2).values()
     assert (cost.forward_flops, cost.backward_flops) == tuple(map(sum, zip(*closed, strict=True)))
 
 
@@ -298,14 +327,14 @@ def test_no_such_activation() -> None:
 
 @each_model
 def test_the_model_is_not_touched(name: str) -> None:
-    model = build(name, (1, 8, 8), width=4).eval()
+    model = build(name, SMALL, width=4).eval()
     model.append(nn.BatchNorm1d(CLASSES).eval())  # type: ignore[operator]
     model.append(nn.Dropout().train())  # type: ignore[operator]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     identities = [(id(p), p.data_ptr(), p.device) for p in model.parameters()]
     torch_state, threads = torch.get_rng_state(), torch.get_num_threads()
     numpy_state = np.random.get_state()[1].tolist()  # type: ignore[index]
-    model_cost(model, (1, 8, 8), activation="relu")
+    model_cost(model, SMALL, activation="relu")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [(id(p), p.data_ptr(), p.device) for p in model.parameters()] == identities
     assert all(p.grad is None for p in model.parameters())

@@ -31,6 +31,8 @@ from fedsim.models import ACTIVATIONS, MODELS, build_model
 Shape = tuple[int, ...]
 CLASSES = 10
 SMALL = (1, 8, 8)
+# What a model needs that cannot take SMALL.
+SHAPES = {"small_cnn": (1, 14, 14)}
 
 # Tensors that a hidden layer keeps for backward, of one activation of each sort: what it saves is
 # its result, which the next layer saves as its input, or it is not. test_activations.py has all.
@@ -110,7 +112,11 @@ def test_the_2nn_in_figures() -> None:
 
 @each_activation
 @pytest.mark.parametrize(
-    ("name", "shape"), [("mlp", SMALL), ("mlp", (7,)), ("cnn", SMALL), ("cnn", (3, 9, 13))]
+    ("name", "shape"),
+    [
+        *(("mlp", SMALL), ("mlp", (7,)), ("cnn", SMALL), ("cnn", (3, 9, 13))),
+        ("small_cnn", (2, 14, 15)),
+    ],
 )
 def test_real_steps_save_what_is_counted(name: str, shape: Shape, activation: str) -> None:
     model = build(name, shape, activation=activation, width=6)
@@ -125,8 +131,9 @@ def test_real_steps_save_what_is_counted(name: str, shape: Shape, activation: st
 @each_model
 def test_every_layer_may_be_the_first_to_save(name: str) -> None:
     """Nothing is attributed to a layer that comes before it ran."""
-    order = [*(n for n, _ in build(name).named_children()), "loss"]
-    saved = list(saved_model(build(name, activation="gelu"), SMALL).per_example)
+    shape = SHAPES.get(name, SMALL)
+    order = [*(n for n, _ in build(name, shape).named_children()), "loss"]
+    saved = list(saved_model(build(name, shape, activation="gelu"), shape).per_example)
     assert saved == [layer for layer in order if layer in saved]
 
 

@@ -21,7 +21,7 @@ def weights(
     activation: str = "relu", *, name: str = "mlp", init_gain: float = 0.0, seed: int = 3
 ) -> dict[str, torch.Tensor]:
     """Return the state of a small network, without the activations' own parameters."""
-    shape = (6,) if name == "mlp" else (2, 4, 5)
+    shape = {"mlp": (6,), "cnn": (2, 4, 5), "small_cnn": (2, 14, 15)}[name]
     model = build_model(
         name,
         input_shape=shape,
@@ -81,6 +81,32 @@ def test_cnn_of_mcmahan() -> None:
     assert count(model) == 1_663_370
 
 
+def test_small_cnn_of_opacus_example() -> None:
+    """Its SampleConvNet (examples/mnist.py), layer by layer."""
+    model = build_model("small_cnn", input_shape=(1, 28, 28), classes=10, seed=0)
+    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == {
+        "conv1.weight": (16, 1, 8, 8),
+        "conv1.bias": (16,),
+        "conv2.weight": (32, 16, 4, 4),
+        "conv2.bias": (32,),
+        "dense1.weight": (32, 512),
+        "dense1.bias": (32,),
+        "output.weight": (10, 32),
+        "output.bias": (10,),
+    }
+    assert count(model) == 26_010
+    conv1, conv2 = model.get_submodule("conv1"), model.get_submodule("conv2")
+    assert isinstance(conv1, nn.Conv2d)
+    assert isinstance(conv2, nn.Conv2d)
+    assert (conv1.stride, conv1.padding, conv2.stride, conv2.padding) == (
+        *((2, 2), (3, 3), (2, 2), (0, 0)),
+    )
+    for pool in ("pool1", "pool2"):
+        layer = model.get_submodule(pool)
+        assert isinstance(layer, nn.MaxPool2d)
+        assert (layer.kernel_size, layer.stride) == (2, 1)
+
+
 def test_layers_come_in_the_papers_order() -> None:
     def names(name: str, shape: tuple[int, ...]) -> list[str]:
         model = build_model(name, input_shape=shape, classes=2, width=3, seed=0)
@@ -90,6 +116,7 @@ def test_layers_come_in_the_papers_order() -> None:
     assert names("mlp", (5,)) == ["flatten", *dense]
     blocks = ["conv1", "activation1", "pool1", "conv2", "activation2", "pool2"]
     assert names("cnn", (1, 4, 4)) == [*blocks, "flatten", "dense1", "activation3", "output"]
+    assert names("small_cnn", (1, 14, 14)) == names("cnn", (1, 4, 4))
 
 
 @settings(max_examples=30, deadline=None)
@@ -159,6 +186,29 @@ def test_cnn_takes_every_image_that_is_large_enough(
             3,
             "model.depth = 3: a cnn needs images with height and width of at least 2^depth, since "
             "each block halves them, not 4 x 9; lower it to 2, or use model.name = 'mlp'",
+        ),
+        (
+            "small_cnn",
+            (30,),
+            0,
+            0,
+            "model.name = 'small_cnn': needs images of shape (channels, height, width), not (30,); "
+            "use model.name = 'mlp'",
+        ),
+        (
+            "small_cnn",
+            (1, 28, 28),
+            0,
+            3,
+            "model.depth = 3: a small_cnn always has 2 convolutions; use 0, or model.name = 'cnn'",
+        ),
+        (
+            "small_cnn",
+            (1, 28, 13),
+            0,
+            0,
+            "model.name = 'small_cnn': needs images of at least 14 x 14, not 28 x 13; use "
+            "model.name = 'mlp'",
         ),
         (
             "cnn",

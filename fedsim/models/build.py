@@ -13,6 +13,7 @@ from fedsim.models.activations import activation_gain, make_activation
 from fedsim.models.cnn import cnn, cnn_problem
 from fedsim.models.initialise import initialise
 from fedsim.models.mlp import mlp
+from fedsim.models.small_cnn import small_cnn, small_cnn_problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Model:
 MODELS: dict[str, Model] = {
     "mlp": Model(layers=mlp, width=200, depth=2),
     "cnn": Model(layers=cnn, width=512, depth=2, problem=cnn_problem),
+    "small_cnn": Model(layers=small_cnn, width=32, depth=2, problem=small_cnn_problem),
 }
 
 
@@ -54,7 +56,7 @@ def build_model(
         input_shape: of one example, as (features,) or (channels, height, width).
         classes: at least 1.
         width: units of a dense hidden layer; 0 for the architecture's default.
-        depth: hidden layers of the mlp, convolution blocks of the cnn; 0 for the default.
+        depth: hidden layers of the mlp, convolution blocks of a cnn; 0 for the default.
         activation: such as ``"relu"`` or ``"leaky_relu(0.1)"``.
         init_gain: initialisation gain; 0 for the activation's own.
         seed: the experiment's.
