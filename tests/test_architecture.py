@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Compositions: from an experiment to parts, to a directory, to a finished run.
     "vocabulary": {*FOUNDATIONS, "codecs", "data", "models", "federation"},
     "parts": {*FOUNDATIONS, "data", "models", "training"},
+    "adversary": {*FOUNDATIONS, "algorithms", "data", "parts"},
     "runs": {*FOUNDATIONS, "ledger"},
     "simulation": {*FOUNDATIONS, "choices", "engine", "measure", "parts", "runs"},
     "choices": {*FOUNDATIONS, "costs", "measure", "parts", "runs", "training"},
@@ -82,10 +83,14 @@ COMMON = {
     *("config", "flower", "parts", "measure", "randomness", "records", "settings", "training"),
 }
 APPS = {
-    "clients": {*COMMON, "algorithms", "codecs", "costs", "errors", "privacy"},
+    "clients": {
+        *COMMON,
+        *("adversary", "algorithms", "codecs", "costs", "data", "errors", "privacy"),
+    },
     "server": {
         *COMMON,
-        *("errors", "federation", "ledger", "privacy", "runs", "spending", "telling", "vocabulary"),
+        *("adversary", "errors", "federation", "ledger", "privacy", "runs", "spending"),
+        *("telling", "vocabulary"),
     },
 }
 
