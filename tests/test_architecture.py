@@ -55,6 +55,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vocabulary": {*FOUNDATIONS, "codecs", "data", "models", "federation"},
     "parts": {*FOUNDATIONS, "data", "models", "training"},
     "adversary": {*FOUNDATIONS, "algorithms", "data", "parts"},
+    # An audit runs the very mechanisms that a federation and its clients do.
+    "auditing": {
+        *FOUNDATIONS,
+        *("algorithms", "federation", "parts", "privacy", "spending", "training"),
+    },
     "runs": {*FOUNDATIONS, "ledger"},
     "simulation": {*FOUNDATIONS, "choices", "engine", "measure", "parts", "runs"},
     "choices": {*FOUNDATIONS, "costs", "measure", "parts", "runs", "training"},
@@ -70,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {
         *FOUNDATIONS,
         *("data", "deployment", "engine", "ledger", "measure", "privacy", "report", "study"),
-        *("calibration", "choices", "costs", "overhead", "parts", "runs", "simulation"),
+        *("auditing", "calibration", "choices", "costs", "overhead", "parts", "runs", "simulation"),
         "vocabulary",
     },
     # "import fedsim" gives these two at first use.
