@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 from clients.figures import compression_figures, health_figures, layer_columns
-from fedsim import parts
+from fedsim import adversary, parts
+from fedsim.algorithms.hostile import multiplied
 from fedsim.config import Experiment
 from fedsim.costs import counted_columns
+from fedsim.data import Dataset
 from fedsim.flower import ARRAYS, CLIP_SCALE, Arrays, Instruction, describe_not_finite
 from fedsim.measure.bill import Bill
 from fedsim.measure.health import Health, look, probe_indices
@@ -36,7 +38,8 @@ class Visit:
     """What local training came to, in the order of the clients.
 
     Attributes:
-        result: their models, steps and losses.
+        examples: what they train on, by their indices.
+        result: the models that they send, their steps and losses.
         digest: of their updates.
         health: of each network before and after, at level ``full``.
         initial_losses: (clients,), of the global model on their data, where asked for.
@@ -45,6 +48,7 @@ class Visit:
     experiment: Experiment
     asked: Instruction
     clients: Sequence[int]
+    examples: Dataset
     result: CohortResult
     digest: Digest
     health: Sequence[tuple[Health, Health]]
@@ -84,12 +88,13 @@ def train_clients(
     """
     seed, light = experiment.experiment.seed, asked.level != "off"
     with bill.clock("data"):
-        trainer = parts.trainer(experiment)
+        examples = adversary.training_data(experiment, clients)
+        trainer = parts.trainer(experiment, examples)
         held = parts.indices(experiment, clients)
         rngs = streams(seed, "batches", round=asked.round, clients=clients)
     with bill.clock("evaluation"):
-        initial = initial_losses(experiment, asked, held)
-        before = examine(experiment, asked.level, clients, held, lambda _: asked.arrays)
+        initial = initial_losses(experiment, asked, examples, held)
+        before = examine(experiment, asked.level, clients, examples, held, lambda _: asked.arrays)
     prepare = partial(trainer.prepare, asked.arrays, held, corrected=corrections is not None)
     prepare()
     with bill.training(
@@ -107,34 +112,57 @@ def train_clients(
             rngs=rngs,
             corrections=corrections,
         )
+    result = as_sent(experiment, asked, clients, result)
     with bill.clock("measuring"):
         came_to = digest(asked.arrays, result)
         if asked.clipping_norm is not None:  # lengths first, then what they are cut to
             weights = clip_weights(came_to.update_norm, asked.clipping_norm)
             came_to = digest(asked.arrays, result, weights=weights)
     visit = partial(
-        Visit, experiment=experiment, asked=asked, clients=clients, result=result, digest=came_to
+        Visit,
+        experiment=experiment,
+        asked=asked,
+        clients=clients,
+        examples=examples,
+        result=result,
+        digest=came_to,
     )
     with bill.clock("evaluation"):
         trained = visit(health=(), initial_losses=None).model
-        after = examine(experiment, asked.level, clients, held, trained)
+        after = examine(experiment, asked.level, clients, examples, held, trained)
     return visit(health=list(zip(before, after, strict=True)), initial_losses=initial)
 
 
+def as_sent(
+    experiment: Experiment, asked: Instruction, clients: Sequence[int], result: CohortResult
+) -> CohortResult:
+    """Return what training came to with the updates that hostile clients send in place of theirs.
+
+    This is where an attack on the model happens: whatever bounds, sums or selects comes after it.
+    """
+    factors = adversary.factors(experiment, clients)
+    if (factors == 1).all():
+        return result
+    models = multiplied(asked.arrays, result.arrays, factors)
+    return replace(result, arrays=models, digest_there=None)
+
+
 def initial_losses(
-    experiment: Experiment, asked: Instruction, held: Sequence[np.ndarray]
+    experiment: Experiment, asked: Instruction, examples: Dataset, held: Sequence[np.ndarray]
 ) -> np.ndarray | None:
     """Return the global model's loss on all of each client's examples, where that is asked for."""
     if not asked.initial_loss:
         return None
     model = on_device(experiment, asked.arrays)
-    return np.array([mean_loss(model, *data_of(experiment, indices)) for indices in held])
+    device = experiment.engine.device
+    return np.array([mean_loss(model, *data_of(examples, indices, device)) for indices in held])
 
 
 def examine(
     experiment: Experiment,
     level: str,
     clients: Sequence[int],
+    examples: Dataset,
     held: Sequence[np.ndarray],
     model_of: Callable[[int], Arrays],
 ) -> list[Health]:
@@ -144,7 +172,7 @@ def examine(
     found = []
     for place, (client, indices) in enumerate(zip(clients, held, strict=True)):
         rng = stream(experiment.experiment.seed, "probe", client=client)
-        x, y = data_of(experiment, indices)
+        x, y = data_of(examples, indices, experiment.engine.device)
         found.append(
             look(
                 on_device(experiment, model_of(place)),
@@ -157,10 +185,11 @@ def examine(
     return found
 
 
-def data_of(experiment: Experiment, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def data_of(
+    examples: Dataset, indices: np.ndarray, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return examples and labels on the device that clients train on."""
-    device = experiment.engine.device
-    x, y = parts.dataset(experiment).train(indices)
+    x, y = examples.train(indices)
     return torch.from_numpy(x).to(device), torch.from_numpy(y).to(device)
 
 
@@ -198,7 +227,8 @@ def full_columns(visit: Visit) -> Columns:
     rows = []
     held = parts.indices(visit.experiment, visit.clients)
     for place, ((before, after), indices) in enumerate(zip(visit.health, held, strict=True)):
-        model, (x, _) = parts.scratch_model(visit.experiment), data_of(visit.experiment, indices)
+        model, device = parts.scratch_model(visit.experiment), visit.experiment.engine.device
+        x, _ = data_of(visit.examples, indices, device)
         compression = compression_figures(model, x, visit.asked.arrays, visit.model(place))
         rows.append(health_figures(before, after) | compression)
     return {name: column([row[name] for row in rows]) for name in rows[0]}

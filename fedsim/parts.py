@@ -133,15 +133,20 @@ def plan(experiment: Experiment) -> Plan:
     return plan_for(scratch_model(experiment), vectorize=train.vectorize, device=device)
 
 
-def trainer(experiment: Experiment) -> CohortTrainer:
-    """Return this process's one trainer of that kind, with the dataset at hand."""
+def trainer(experiment: Experiment, examples: Dataset | None = None) -> CohortTrainer:
+    """Return this process's one trainer of that kind, with the dataset at hand.
+
+    Args:
+        examples: in place of the experiment's: the same object for the same trainer.
+    """
     train, data = settled(experiment.train), experiment.data
     # Only what decides training: arms that deal the examples otherwise share a trainer.
-    examples = DataTable(**{name: getattr(data, name) for name in EXAMPLES})
+    table = DataTable(**{name: getattr(data, name) for name in EXAMPLES})
     recipe = Recipe(**{f.name: getattr(train, f.name) for f in dataclasses.fields(Recipe)})
     return _trainer(
-        examples,
+        table,
         experiment.run.data_dir,
+        examples or dataset(experiment),
         experiment.model,
         recipe,
         plan(experiment),
@@ -153,10 +158,16 @@ def trainer(experiment: Experiment) -> CohortTrainer:
 
 @lru_cache(maxsize=2)
 def _trainer(
-    data: DataTable, directory: str, model: ModelTable, recipe: Recipe, plan: Plan, **how: str
+    data: DataTable,
+    directory: str,
+    examples: Dataset,
+    model: ModelTable,
+    recipe: Recipe,
+    plan: Plan,
+    **how: str,
 ) -> CohortTrainer:
     same = Experiment(data=data, model=model, run=RunTable(data_dir=directory))
-    return make_trainer(initial_model(same), dataset(same), recipe, plan=plan, **how)
+    return make_trainer(initial_model(same), examples, recipe, plan=plan, **how)
 
 
 def _build(table: ModelTable, shape: tuple[int, ...], classes: int, seed: int) -> Module:

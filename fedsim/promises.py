@@ -217,16 +217,10 @@ def secrecy_conflicts(e: Experiment) -> Iterator[Conflict]:
 
 
 def adversary_conflicts(e: Experiment) -> Iterator[Conflict]:
-    """Yield attacks of nobody, and attackers without an attack."""
+    """Yield attacks of nobody. A share without an attack is the arm of a study that has none."""
     kind, fraction = e.adversary.kind, e.adversary.fraction
     if kind != "none" and not fraction:
         yield (
             ("adversary.fraction", "adversary.kind"),
             f"adversary.fraction = 0.0: adversary.kind = {kind!r} needs hostile clients",
-        )
-    if kind == "none" and fraction:
-        yield (
-            ("adversary.kind", "adversary.fraction"),
-            f"adversary.kind = 'none': adversary.fraction = {fraction} of the clients are hostile "
-            "and do nothing; choose label_flip, sign_flip, scaled or backdoor",
         )

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedsim import config, parts
+from fedsim import adversary, config, parts
 from fedsim.federation.asking import Part
 from fedsim.federation.billing import modelled_price, why_blank
 from fedsim.federation.bounded import make_bounded
@@ -56,6 +56,7 @@ def main(grid: Grid, context: Context) -> None:
     table = experiment.privacy
     examples, clients = parts.dataset(experiment), parts.clients(experiment)
     test_x, test_y = (torch.from_numpy(part) for part in examples.test())
+    victims = adversary.victims(experiment)
     model = parts.initial_model(experiment)
     arrays = read_arrays(model)
     timeout_seconds = server.round_timeout_seconds
@@ -123,6 +124,7 @@ def main(grid: Grid, context: Context) -> None:
                 activation=experiment.model.activation,
                 seed=settings.seed,
                 threads=len(allowed_cores()) or 1,
+                victims=victims and (torch.from_numpy(victims[0]), torch.from_numpy(victims[1])),
             ),
             evaluate_every=server.evaluate_every,
             timeout_seconds=timeout_seconds,

@@ -54,6 +54,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Compositions: from an experiment to parts, to a directory, to a finished run.
     "vocabulary": {*FOUNDATIONS, "codecs", "data", "models", "federation"},
     "parts": {*FOUNDATIONS, "data", "models", "training"},
+    "adversary": {*FOUNDATIONS, "algorithms", "data", "parts"},
+    # An audit runs the very mechanisms that a federation and its clients do.
+    "auditing": {
+        *FOUNDATIONS,
+        *("algorithms", "federation", "parts", "privacy", "spending", "training"),
+    },
     "runs": {*FOUNDATIONS, "ledger"},
     "simulation": {*FOUNDATIONS, "choices", "engine", "measure", "parts", "runs"},
     "choices": {*FOUNDATIONS, "costs", "measure", "parts", "runs", "training"},
@@ -69,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {
         *FOUNDATIONS,
         *("data", "deployment", "engine", "ledger", "measure", "privacy", "report", "study"),
-        *("calibration", "choices", "costs", "overhead", "parts", "runs", "simulation"),
+        *("auditing", "calibration", "choices", "costs", "overhead", "parts", "runs", "simulation"),
         "vocabulary",
     },
     # "import fedsim" gives these two at first use.
@@ -82,10 +88,14 @@ COMMON = {
     *("config", "flower", "parts", "measure", "randomness", "records", "settings", "training"),
 }
 APPS = {
-    "clients": {*COMMON, "algorithms", "codecs", "costs", "errors", "privacy"},
+    "clients": {
+        *COMMON,
+        *("adversary", "algorithms", "codecs", "costs", "data", "errors", "privacy"),
+    },
     "server": {
         *COMMON,
-        *("errors", "federation", "ledger", "privacy", "runs", "spending", "telling", "vocabulary"),
+        *("adversary", "errors", "federation", "ledger", "privacy", "runs", "spending"),
+        *("telling", "vocabulary"),
     },
 }
 

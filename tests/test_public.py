@@ -141,6 +141,7 @@ def test_the_commands() -> None:
         "bench measure": ["--data-dir", "--format", "--quiet", "--repeats", "--rounds", "--set"],
         "bench peers": [],
         "privacy": [],
+        "privacy audit": ["--canaries", "--data-dir", "--format", "--level", "--seed", "--set"],
         "privacy epsilon": [
             *("--accountant", "--delta", "--format", "--level", "--noise-multiplier"),
             *("--population", "--sampling-probability", "--steps"),

@@ -70,11 +70,15 @@ GIVEN_BY_CONTAINERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The new model on the test part: accuracy in [0, 1], mean loss, and its layers at ``full``."""
+    """The new model on the test part: accuracy in [0, 1], mean loss, and its layers at ``full``.
+
+    ``attack_success`` is the share of its victims that an attack has taken for what it wants.
+    """
 
     accuracy: float | None = None
     loss: float | None = None
     layers: Sequence[LayerHealth] = ()
+    attack_success: float | None = None
 
 
 def bill_clients(
@@ -230,6 +234,7 @@ def bill_round(
         downlink_dense_bytes=total("downlink_dense_bytes"),
         train_flops=total("train_flops"),
         cpu_seconds=total("cpu_seconds"),
+        attack_success_fraction=evaluation.attack_success,
         **figures,
     )
 

@@ -21,6 +21,7 @@ def examine(
     activation: str,
     seed: int,
     threads: int = 1,
+    victims: tuple[Tensor, Tensor] | None = None,
 ) -> Evaluation:
     """Return accuracy and loss, and at level ``full`` the health of every layer.
 
@@ -31,10 +32,14 @@ def examine(
         activation: the model's, as the registry writes it.
         seed: the experiment's; it fixes the probe batch.
         threads: that evaluate, while the clients' workers have nothing to do.
+        victims: examples and what an attack wants them to be taken for; None: nobody is after that.
     """
+    success = evaluate(model, *victims, threads=threads)[0] if victims else None
     if level != "full":
         accuracy, loss = evaluate(model, x, y, threads=threads)
-        return Evaluation(accuracy=accuracy, loss=loss)
+        return Evaluation(accuracy=accuracy, loss=loss, attack_success=success)
     probe = torch.from_numpy(probe_indices(len(y), stream(seed, "test-probe")))
     health = look(model, x, y, probe=probe, activation=activation)
-    return Evaluation(accuracy=health.accuracy, loss=health.loss, layers=health.layers)
+    return Evaluation(
+        accuracy=health.accuracy, loss=health.loss, layers=health.layers, attack_success=success
+    )
