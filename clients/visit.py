@@ -26,7 +26,7 @@ from fedsim.measure.bill import Bill
 from fedsim.measure.health import Health, look, probe_indices
 from fedsim.privacy.clipping import UNIT, clip_weights
 from fedsim.randomness import stream, streams
-from fedsim.training import CohortResult, Digest, digest, load_arrays, mean_loss
+from fedsim.training import CohortResult, CohortTrainer, Digest, digest, load_arrays, mean_loss
 
 RESULT = ("examples", "steps", "loss_first_step", "loss_last_step")
 Columns = dict[str, np.ndarray]
@@ -89,7 +89,7 @@ def train_clients(
     seed, light = experiment.experiment.seed, asked.level != "off"
     with bill.clock("data"):
         examples = adversary.training_data(experiment, clients)
-        trainer = parts.trainer(experiment, examples)
+        trainer = trainer_for(experiment, asked, examples)
         held = parts.indices(experiment, clients)
         rngs = streams(seed, "batches", round=asked.round, clients=clients)
     with bill.clock("evaluation"):
@@ -145,6 +145,19 @@ def as_sent(
         return result
     models = multiplied(asked.arrays, result.arrays, factors)
     return replace(result, arrays=models, digest_there=None)
+
+
+def trainer_for(experiment: Experiment, asked: Instruction, examples: Dataset) -> CohortTrainer:
+    """Return what trains these clients, by DP-SGD where examples are protected.
+
+    Raises:
+        ValueError: they are, and the server names no noise multiplier.
+    """
+    if experiment.privacy.level != "example":
+        return parts.trainer(experiment, examples)
+    if asked.noise_multiplier is None:
+        raise ValueError("the server asks for training with noise and names no noise multiplier")
+    return parts.private_trainer(experiment, examples, asked.noise_multiplier)
 
 
 def initial_losses(

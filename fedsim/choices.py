@@ -67,6 +67,8 @@ def choose_training(experiment: Experiment, tell: Tell) -> TrainTable:
 
 def why_not_xla(experiment: Experiment) -> str | None:
     """Say why XLA cannot train the experiment's model here; None where it can."""
+    if experiment.privacy.level == "example":
+        return "privacy.level = 'example' clips the gradient of every example, which torch does"
     reason = _why_not_xla(experiment.data, experiment.run.data_dir, experiment.model)
     return reason or missing_device(experiment.engine.device)
 
@@ -85,7 +87,7 @@ def pays_together(experiment: Experiment, compiler: str) -> bool:
     """
     update, device = experiment.update, experiment.engine.device
     coded = update.codes
-    if coded or experiment.server.strategy == "scaffold":
+    if coded or experiment.server.strategy == "scaffold" or experiment.privacy.level == "example":
         return False
     if compiler == "torch" and device == "cpu":
         return False

@@ -7,8 +7,10 @@ dataset once, however many clients and runs it serves.
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +20,18 @@ from fedsim import data, models
 from fedsim.config import Experiment
 from fedsim.data import Dataset, Form, Partition
 from fedsim.errors import DataError
+from fedsim.privacy.noise import KEY_BYTES, keystream_bytes
 from fedsim.randomness import stream
 from fedsim.settings import DataTable, ModelTable, RunTable, TrainTable
-from fedsim.training import CohortTrainer, Plan, Recipe, make_trainer, plan_for
+from fedsim.training import (
+    CohortTrainer,
+    Plan,
+    PrivateTrainer,
+    Recipe,
+    StepNoise,
+    make_trainer,
+    plan_for,
+)
 
 # Keys of the table ``data`` that decide which examples there are; the others deal them.
 EXAMPLES = (
@@ -168,6 +179,45 @@ def _trainer(
 ) -> CohortTrainer:
     same = Experiment(data=data, model=model, run=RunTable(data_dir=directory))
     return make_trainer(initial_model(same), examples, recipe, plan=plan, **how)
+
+
+def private_trainer(
+    experiment: Experiment, examples: Dataset, noise_multiplier: float
+) -> CohortTrainer:
+    """Return this process's one trainer by DP-SGD; arguments as for :func:`trainer`.
+
+    Args:
+        noise_multiplier: z, which the server has solved for, or was given.
+    """
+    train, privacy = settled(experiment.train), experiment.privacy
+    return _private_trainer(
+        examples,
+        experiment.model,
+        Recipe(**{f.name: getattr(train, f.name) for f in dataclasses.fields(Recipe)}),
+        clipping_norm=privacy.clipping_norm,
+        noise_multiplier=noise_multiplier,
+        source_of=seeded_noise if privacy.reproducible_noise else secret_noise,
+        device=experiment.engine.device,
+        precision=train.precision,
+    )
+
+
+@lru_cache(maxsize=2)
+def _private_trainer(
+    examples: Dataset, model: ModelTable, recipe: Recipe, **how: Any
+) -> CohortTrainer:
+    network = _build(model, examples.input_shape, examples.classes, seed=0)
+    return PrivateTrainer(network, examples, recipe, **how)
+
+
+def secret_noise(_: np.random.Generator) -> StepNoise:
+    """Return a client's source of batches and noise in one visit, which nobody can know."""
+    return StepNoise(keystream_bytes(secrets.token_bytes(KEY_BYTES)))
+
+
+def seeded_noise(rng: np.random.Generator) -> StepNoise:
+    """Return one that the run's seed fixes, through the client's own stream."""
+    return StepNoise(keystream_bytes(rng.bytes(KEY_BYTES)))
 
 
 def _build(table: ModelTable, shape: tuple[int, ...], classes: int, seed: int) -> Module:

@@ -169,9 +169,7 @@ def test_a_contribution_is_released_as_it_was(promising: Make) -> None:
 
 
 def spending(experiment: Experiment) -> Any:
-    found = spending_of(
-        experiment, clients=8, sizes=np.full(8, 180), choose=lambda _: [0, 1, 2, 3]
-    )
+    found = spending_of(experiment, clients=8, sizes=np.full(8, 180), choose=lambda _: [0, 1, 2, 3])
     assert found is not None
     return found
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Callable
 from typing import Self
 
 import numpy as np
@@ -141,6 +142,15 @@ class NoiseSource:
         nonce = bytes(4) + self._calls.to_bytes(12, "little")
         self._calls += 1
         return Cipher(algorithms.ChaCha20(self._key, nonce), mode=None).encryptor()
+
+
+def keystream_bytes(key: bytes) -> Callable[[int], bytes]:
+    """Return what gives the next bytes of ChaCha20's keystream (RFC 8439) under a key of 32.
+
+    For one process and one use: who forks shares what follows.
+    """
+    cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+    return lambda count: cipher.update(bytes(count))
 
 
 def source_of(seed: int | None, purpose: str, *, round: int = 0, client: int = 0) -> NoiseSource:
