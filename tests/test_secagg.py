@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -199,17 +199,21 @@ def test_one_too_many_dropped_aborts_and_one_fewer_does_not(stage: int) -> None:
 def test_who_keeps_too_few_neighbours_is_left_out_before_masks_are_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ids = set(range(10, 18))  # t = 4; client 10 has just 11 to 14 around it
-    graph = {one: tuple(sorted(ids - {one} - ({10} if one > 14 else set()))) for one in ids}
-    graph[10] = (11, 12, 13, 14)
+    """And who has too few for that reason, too: without 11 client 10 goes, and without 10, 17."""
+    pairs = {(10, 11), (10, 12), (10, 13), (10, 17), (12, 17), (13, 17), (14, 17)}
+    pairs |= set(combinations(range(11, 17), 2))
+    graph = {
+        one: tuple(other for other in range(10, 18) if {(one, other), (other, one)} & pairs)
+        for one in range(10, 18)
+    }  # t = 4, as for all eight
     monkeypatch.setattr(server, "draw_graph", lambda clients, neighbours: graph)
     play = Play(8).to(1)
     answers = play.answers()
     del answers[11]
     play.take(list(answers.values()))
-    assert play.server.sharing == (12, 13, 14, 15, 16, 17)
+    assert play.server.sharing == (12, 13, 14, 15, 16)
     result = play.total()
-    assert result.clients == (12, 13, 14, 15, 16, 17)
+    assert result.clients == (12, 13, 14, 15, 16)
     assert result.words.tolist() == play.exact(result.clients)
 
 
