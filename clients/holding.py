@@ -64,8 +64,10 @@ def inventory(message: Message, context: Context) -> ConfigRecord:
     held = ConfigRecord({"partition-id": context.node_config["partition-id"]})
     try:
         examples = usable_examples(message.content.config_records, context)
-        hidden = flower.experiment_of(context.run_config).privacy.secure_aggregation
-        held["examples"] = 1 if hidden else examples  # how many would tell what masks hide
+        table = flower.experiment_of(context.run_config).privacy
+        # How many would tell what masks hide; level "example" counts them as known, and needs them.
+        hidden = table.secure_aggregation and table.level != "example"
+        held["examples"] = 1 if hidden else examples
     except FedsimError as error:
         held["problem"] = str(error)
     except Exception as error:  # its text may hold values, which stay here

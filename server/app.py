@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,12 +15,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim import adversary, config, parts
 from fedsim.federation.asking import Part
-from fedsim.federation.billing import modelled_price, why_blank
+from fedsim.federation.billing import Evaluation, modelled_price, why_blank
 from fedsim.federation.bounded import make_bounded
 from fedsim.federation.evaluation import examine
-from fedsim.federation.rounds import RoundFailed, federated_rounds
+from fedsim.federation.rounds import RoundFailed, RoundOutcome, federated_rounds
 from fedsim.federation.sampling import locate_clients
-from fedsim.federation.states import changed_states, restore_states
+from fedsim.federation.states import ClientStates, changed_states, restore_states
+from fedsim.federation.strategy import Aggregator
 from fedsim.federation.transport import Transport
 from fedsim.ledger.store import Entry
 from fedsim.ledger.writer import LedgerWriter
@@ -42,6 +43,8 @@ from fedsim.training import (
 from fedsim.vocabulary import vocabulary
 from server.promise import account, chooser, noise_source, secure_asker, spent
 
+Arrays = Mapping[str, np.ndarray]
+
 app = ServerApp()
 log = logging.getLogger("flwr.fedsim")  # a child of Flower's, which shows it in its own runtime
 
@@ -52,22 +55,16 @@ def main(grid: Grid, context: Context) -> None:
     torch.set_num_threads(1)
     experiment = config.from_flat(context.run_config, vocabulary=vocabulary())
     experiment = dataclasses.replace(experiment, train=parts.settled(experiment.train))
-    settings, server, train = experiment.experiment, experiment.server, experiment.train
-    table = experiment.privacy
-    examples, clients = parts.dataset(experiment), parts.clients(experiment)
-    test_x, test_y = (torch.from_numpy(part) for part in examples.test())
-    victims = adversary.victims(experiment)
+    settings, server, clients = experiment.experiment, experiment.server, parts.clients(experiment)
     model = parts.initial_model(experiment)
-    arrays = read_arrays(model)
-    timeout_seconds = server.round_timeout_seconds
+    arrays, plan = read_arrays(model), parts.plan(experiment)
     at = locate_clients(
         grid,
         clients,
         form=parts.form(experiment),
         absent=server.absent,
-        timeout_seconds=timeout_seconds,
+        timeout_seconds=server.round_timeout_seconds,
     )
-    plan = parts.plan(experiment)
     # Clients that had to be asked where they are also said what they hold, which may be only there.
     sizes = parts.partition(experiment).sizes if at.sizes is None else at.sizes
     choose = chooser(experiment, clients)
@@ -80,8 +77,6 @@ def main(grid: Grid, context: Context) -> None:
         noise_multiplier=noise_multiplier,
         source=partial(noise_source, experiment),
     )
-    blocks = partial(cut_cohort, train, plan, sizes)
-
     with (
         open_run(experiment, about={"blocks": dataclasses.asdict(plan)}) as ledger,
         LedgerWriter(ledger) as writer,
@@ -102,50 +97,28 @@ def main(grid: Grid, context: Context) -> None:
             choose=choose,
             alone=answers_alone(experiment),
             noise_multiplier=noise_multiplier,
-            secure=secure_asker(experiment, grid, at) if table.secure_aggregation else None,
+            secure=secure_asker(experiment, grid, at),
             figures=partial(spent, spending),
-            cut=blocks,
+            cut=partial(cut_cohort, experiment.train, plan, sizes),
             node_of=at.node_of,
             left_out=at.left_out,
-            learning_rate=lambda r: learning_rate(
-                train.schedule,
-                first=train.learning_rate,
-                round=r,
-                rounds=settings.rounds,
-                decay=train.decay,
-            ),
+            learning_rate=partial(rate_of, experiment),
             level=partial(level_of, experiment.measure),
             transport=Transport(update=experiment.update, seed=settings.seed),
-            evaluate=lambda arrays, level: examine(
-                load_arrays(model, arrays),
-                test_x,
-                test_y,
-                level=level,
-                activation=experiment.model.activation,
-                seed=settings.seed,
-                threads=len(allowed_cores()) or 1,
-                victims=victims and (torch.from_numpy(victims[0]), torch.from_numpy(victims[1])),
-            ),
+            evaluate=tester(experiment, model),
             evaluate_every=server.evaluate_every,
-            timeout_seconds=timeout_seconds,
+            timeout_seconds=server.round_timeout_seconds,
             price=modelled_price(experiment.measure.device),
             energy=package_energy if experiment.measure.energy == "rapl" else not_measured,
         )
         try:
             for outcome in rounds:
-                entry = Entry(
-                    round=outcome.row,
-                    clients=outcome.clients,
-                    layers=outcome.layers,
-                    arrays=outcome.arrays,
-                    state=aggregator.state(),
-                    client_states=changed_states(grid, outcome.clients, at.node_of),
-                )
-                own_threads = train.compiler == "xla"
-                blanks = why_blank(outcome.clients, outcome.energy, own_threads=own_threads)
-                writer.append(entry, blanks)
+                states = changed_states(grid, outcome.clients, at.node_of)
+                write_down(writer, outcome, aggregator, states, experiment)
+                if spending:
+                    # No round that others have seen may be made again with other noise.
+                    writer.flush()
                 done = outcome.row.round
-                report(outcome.row, settings.rounds)
                 if reached(outcome.row):
                     break
         except RoundFailed as failure:
@@ -155,6 +128,62 @@ def main(grid: Grid, context: Context) -> None:
         finally:
             if spending:
                 ledger.promise(statement(spending.guarantee(done)))
+
+
+def write_down(
+    writer: LedgerWriter,
+    outcome: RoundOutcome,
+    aggregator: Aggregator,
+    client_states: ClientStates,
+    experiment: config.Experiment,
+) -> None:
+    """Put a round into the ledger, with what a resumed run needs, and tell of it."""
+    entry = Entry(
+        round=outcome.row,
+        clients=outcome.clients,
+        layers=outcome.layers,
+        arrays=outcome.arrays,
+        state=aggregator.state(),
+        client_states=client_states,
+    )
+    own_threads = experiment.train.compiler == "xla"
+    writer.append(entry, why_blank(outcome.clients, outcome.energy, own_threads=own_threads))
+    report(outcome.row, experiment.experiment.rounds)
+
+
+def tester(
+    experiment: config.Experiment, model: torch.nn.Module
+) -> Callable[[Arrays, str], Evaluation]:
+    """Return what tests a model: from its arrays and a level to what it is worth."""
+    x, y = (torch.from_numpy(part) for part in parts.dataset(experiment).test())
+    aimed_at = adversary.victims(experiment)
+    victims = aimed_at and (torch.from_numpy(aimed_at[0]), torch.from_numpy(aimed_at[1]))
+
+    def test(arrays: Arrays, level: str) -> Evaluation:
+        return examine(
+            load_arrays(model, arrays),
+            x,
+            y,
+            level=level,
+            activation=experiment.model.activation,
+            seed=experiment.experiment.seed,
+            threads=len(allowed_cores()) or 1,
+            victims=victims,
+        )
+
+    return test
+
+
+def rate_of(experiment: config.Experiment, round: int) -> float:
+    """Return the clients' learning rate in a round."""
+    train = experiment.train
+    return learning_rate(
+        train.schedule,
+        first=train.learning_rate,
+        round=round,
+        rounds=experiment.experiment.rounds,
+        decay=train.decay,
+    )
 
 
 def cut_cohort(

@@ -43,8 +43,10 @@ def chooser(experiment: Experiment, clients: int) -> Choose:
     return draw
 
 
-def secure_asker(experiment: Experiment, grid: Grid, at: Whereabouts) -> SecureAsker:
+def secure_asker(experiment: Experiment, grid: Grid, at: Whereabouts) -> SecureAsker | None:
     """Return what asks a cohort for its sum alone; its keys are bound to this start of the run."""
+    if not experiment.privacy.secure_aggregation:
+        return None
     return SecureAsker(
         grid=grid,
         node_of=at.node_of,
