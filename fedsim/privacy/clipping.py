@@ -29,8 +29,8 @@ UNIT = 2**24
 def clip_weights(norms: Floats, clipping_norm: float) -> npt.NDArray[np.int64]:
     """Return floor(min(1, C / norm) 2^24), (clients,), by which whole updates are weighted.
 
-    Rounding down keeps weight * norm / UNIT at C or below, to the last bit of float64; it costs
-    the update at most 2^-24 of C / norm. What is not finite counts nothing, nor does an update
+    Rounding down keeps weight * norm / UNIT at C or below, to the last bit of float64, and takes
+    less than norm / UNIT off it. What is not finite counts nothing, nor does an update
     whose norm is above 2^24 C.
 
     Args:
