@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from io import BytesIO
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fedsim import records
 from fedsim.config import Experiment, from_flat
+from fedsim.npy import NPY_1_0, read_header, write_header
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -24,7 +24,6 @@ SECURE = "secure"  # of messages of secure aggregation
 COHORT, SUM, STACK, FIGURES, COLUMNS = "cohort", "sum", "stack", "figures", "columns"
 WEIGHT = "num-examples"
 CLIP_SCALE = "clip_scale"  # a column that a block has, and that the server finds for a client alone
-NPY_1_0 = b"\x93NUMPY\x01\x00"
 PAYLOAD = "payload"  # the array of a coded record
 MEASURED = {
     name
@@ -129,16 +128,6 @@ def encode_array(values: np.ndarray) -> Array:
     return Array(str(dtype), shape, "numpy.ndarray", data)
 
 
-@lru_cache(maxsize=256)
-def write_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    """Return the head of the .npy file, version 1.0, of a C-ordered array."""
-    file = BytesIO()
-    like = np.broadcast_to(np.zeros((), dtype), shape)
-    described = {**np.lib.format.header_data_from_array_1_0(like), "fortran_order": False}
-    np.lib.format.write_array_header_1_0(file, described)
-    return file.getvalue()
-
-
 def decode_arrays(record: Mapping[str, Array]) -> dict[str, np.ndarray]:
     """Deserialise named arrays; the result is writable and owns its memory."""
     return {name: decode_array(array) for name, array in record.items()}
@@ -161,21 +150,6 @@ def decode_array(array: Array, *, copy: bool = True) -> np.ndarray:
     values = np.frombuffer(data, dtype, offset=start)
     values = values.reshape(shape, order="F" if fortran_order else "C")
     return values.copy(order="K") if copy else values
-
-
-@lru_cache(maxsize=256)
-def read_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, order and type from the head of an .npy file of version 1.0.
-
-    Raises:
-        ValueError: it is none, or of objects, which only a pickle can hold.
-    """
-    file = BytesIO(header)
-    np.lib.format.read_magic(file)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.hasobject:
-        raise ValueError("arrays of objects are not read")
-    return shape, fortran_order, dtype
 
 
 def describe_not_finite(record: str, name: str, array: np.ndarray) -> str:

@@ -20,6 +20,7 @@ FOUNDATIONS = {
         "config",
         "conflicts",
         "errors",
+        "npy",
         "promises",
         "units",
         "randomness",
@@ -53,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # Compositions: from an experiment to parts, to a directory, to a finished run.
     "vocabulary": {*FOUNDATIONS, "codecs", "data", "models", "federation"},
-    "parts": {*FOUNDATIONS, "data", "models", "training"},
+    "parts": {*FOUNDATIONS, "data", "models", "privacy", "training"},
     "adversary": {*FOUNDATIONS, "algorithms", "data", "parts"},
     # An audit runs the very mechanisms that a federation and its clients do.
     "auditing": {
@@ -61,7 +62,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("algorithms", "federation", "parts", "privacy", "spending", "training"),
     },
     "runs": {*FOUNDATIONS, "ledger"},
-    "simulation": {*FOUNDATIONS, "choices", "engine", "measure", "parts", "runs"},
+    "simulation": {
+        *FOUNDATIONS,
+        *("choices", "engine", "measure", "parts", "runs", "spending"),
+    },
     "choices": {*FOUNDATIONS, "costs", "measure", "parts", "runs", "training"},
     # What an experiment costs: counted, timed on this machine, and the price of measuring.
     "costs": {*FOUNDATIONS, "measure", "parts"},

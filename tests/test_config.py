@@ -243,9 +243,13 @@ def test_a_whole_number_is_a_number_and_only_finite_ones_are(key: str) -> None:
         assert problem({key: value}) == f"{key} = {value}: must be finite"
 
 
+# What is refused while nothing is promised.
+PROMISES = {f"privacy.{key}" for key in ("noise_multiplier", "target_epsilon", "epsilon_budget")}
+
+
 def key_allows(key: str, value: float) -> bool:
     limits = KEYS[key].metadata
-    return limits["below"] is None or value < limits["below"]
+    return key not in PROMISES and (limits["below"] is None or value < limits["below"])
 
 
 BOUNDS = {"low": "at least", "high": "at most", "above": "greater than", "below": "less than"}

@@ -309,10 +309,9 @@ def test_the_global_generator_is_left_alone(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODELS))
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_every_parameter_learns(name: str, activation: str) -> None:
-    model = build_model(
-        name, input_shape=(1, 8, 8), classes=3, width=16, activation=activation, seed=0
-    )
-    images = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 1, 8, 8), np.float32))
+    shape = (1, 28, 28) if name == "small_cnn" else (1, 8, 8)
+    model = build_model(name, input_shape=shape, classes=3, width=16, activation=activation, seed=0)
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal((8, *shape), np.float32))
     loss = nn.functional.cross_entropy(model(images), torch.arange(8) % 3)
     for gradient in torch.autograd.grad(loss, list(model.parameters())):
         assert torch.isfinite(gradient).all()

@@ -74,6 +74,4 @@ def read_gallery(data: bytes, *, place: str = PICTURES) -> list[Reconstructions]
                 )
             ]
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise PrivacyError(
-            f"{place}: holds no reconstructions ({error}); measure again"
-        ) from error
+        raise PrivacyError(f"{place}: holds no reconstructions ({error}); measure again") from error

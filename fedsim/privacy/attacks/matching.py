@@ -56,7 +56,10 @@ def dlg(
 
         def error(x: Tensor = x) -> Tensor:
             found = gradients(x)
-            return torch.stack([(found[n] - t).square().sum() for n, t in target.items()]).sum() / square
+            return (
+                torch.stack([(found[n] - t).square().sum() for n, t in target.items()]).sum()
+                / square
+            )
 
         found = descended(x, error, iterations)
         reached = float(error(found))

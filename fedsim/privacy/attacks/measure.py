@@ -139,9 +139,7 @@ def recover_labels(task: Task) -> list[Outcome]:
 def extract(task: Task, *, name: str, trap: bool) -> list[Outcome]:
     """Extract examples from the first dense layer, of an honest model or of a trap."""
     prepare = functools.partial(analytic.set_trap, scale=task.effort.trap_scale) if trap else None
-    scene = set_scene(
-        task.setting, task.data, task.seed, prepare=prepare, protect=task.protect
-    )
+    scene = set_scene(task.setting, task.data, task.seed, prepare=prepare, protect=task.protect)
     begun = time.process_time()
     candidates = analytic.candidates_of(scene)
     spent = time.process_time() - begun
@@ -229,9 +227,7 @@ def infer_membership(task: Task) -> list[Outcome]:
             seed=key(seed, "attack/model", client=number) % 2**63,
         )
 
-    train = task.train or membership.overfit(
-        effort.epochs, effort.batch_size, effort.learning_rate
-    )
+    train = task.train or membership.overfit(effort.epochs, effort.batch_size, effort.learning_rate)
     begun = time.process_time()
     log_p, phi = membership.shadow_confidences(build, train, x, y, included, seed)
     found = {

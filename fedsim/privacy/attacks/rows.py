@@ -75,9 +75,7 @@ FIGURES = (
     *("auc", "tpr_at_1_percent_fpr", "labels_recovered", "cpu_seconds"),
 )
 ARM = tuple(
-    field.name
-    for field in dataclasses.fields(LeakageRow)
-    if field.name not in (*FIGURES, "seed")
+    field.name for field in dataclasses.fields(LeakageRow) if field.name not in (*FIGURES, "seed")
 )
 
 
