@@ -26,9 +26,11 @@ from fedsim.privacy.audit import AuditReport, audit
 from fedsim.privacy.audit_claims import Claims, Floats, Ints, Make, Mechanism
 from fedsim.privacy.clipping import UNIT, clip_weights
 from fedsim.privacy.noise import NoiseSource, source_of
+from fedsim.randomness import stream
 from fedsim.settings import PrivacyTable
 from fedsim.spending import Spending, spending_of
 from fedsim.training import CohortResult, digest
+from fedsim.training.private import Source as PrivateSource
 from fedsim.training.private import noised_mean, poisson_batches
 from fedsim.training.private_fast import sum_for
 
@@ -107,7 +109,7 @@ class ExampleLevel:
         noise_multiplier: float,
         examples: int,
         batch: int,
-        source: NoiseSource,
+        source: PrivateSource,
     ):
         """Audit the training of a client.
 
@@ -254,15 +256,17 @@ def user_level(experiment: Experiment, claims: Claims, noise_multiplier: float) 
 
 
 def example_level(experiment: Experiment, claims: Claims, noise_multiplier: float) -> Make:
-    """Return what makes the mechanism of the client that spends most."""
-    sources = fresh_sources(experiment)
+    """Return what makes the mechanism of the client that spends most, with a client's own noise."""
+    reproducible, seed = experiment.privacy.reproducible_noise, experiment.experiment.seed
+    noise_of = parts.seeded_noise if reproducible else parts.secret_noise
+    numbers = itertools.count()
     held = max(1, round(claims.cohort / claims.sampling_probability))
     return lambda clipping_norm: ExampleLevel(
         clipping_norm,
         noise_multiplier=noise_multiplier,
         examples=held,
         batch=min(claims.cohort, held),
-        source=next(sources)(0, "noise"),
+        source=noise_of(stream(seed, "audit-noise", client=next(numbers))),
     )
 
 
