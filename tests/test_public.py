@@ -75,7 +75,8 @@ def test_a_simulation_is_called_as_flower_s() -> None:
             "downlink_bytes uplink_dense_bytes downlink_dense_bytes train_flops cpu_seconds "
             "wall_seconds package_joules worker_idle_fraction clipping_norm clipped_fraction "
             "noise_std signal_to_noise epsilon secure_wall_seconds attack_success_fraction "
-            "model_compressed_bytes model_zero_fraction model_top_1_percent_energy model_top_10_percent_energy "
+            "model_compressed_bytes model_zero_fraction model_top_1_percent_energy "
+            "model_top_10_percent_energy "
             "model_entropy_bits",
         ),
         (
@@ -92,8 +93,10 @@ def test_a_simulation_is_called_as_flower_s() -> None:
             "container_received_bytes container_sent_bytes dense_bytes wire_bytes compressed_bytes "
             "downlink_dense_bytes downlink_wire_bytes zero_fraction zero_fraction_without_blank "
             "top_1_percent_energy top_10_percent_energy entropy_bits codec_error update_norm "
-            "drift_cosine gradient_ratio_before gradient_ratio_after clip_scale secure_uplink_bytes "
-            "secure_downlink_bytes secure_cpu_seconds modelled_seconds modelled_joules status error",
+            "drift_cosine gradient_ratio_before gradient_ratio_after clip_scale "
+            "secure_uplink_bytes "
+            "secure_downlink_bytes secure_cpu_seconds modelled_seconds modelled_joules status "
+            "error",
         ),
         (
             LayerRow,
@@ -104,7 +107,8 @@ def test_a_simulation_is_called_as_flower_s() -> None:
             Manifest,
             "format_version name status created updated finished error rounds_planned "
             "wall_seconds model_sha256 config_hash engine threads pid host command python platform "
-            "processor cores versions commit library_paths resumed changed guarantee blanks",
+            "processor cores versions commit library_paths resumed changed guarantee "
+            "blanks",
         ),
     ],
 )
