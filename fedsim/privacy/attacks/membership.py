@@ -71,7 +71,7 @@ def overfit(epochs: int, batch_size: int, learning_rate: float, momentum: float 
         optimiser = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
         for _ in range(epochs):
             order = torch.from_numpy(rng.permutation(len(y)))
-            for batch in order.split(batch_size):
+            for batch in torch.split(order, batch_size):
                 optimiser.zero_grad()
                 cross_entropy(model(x[batch]), y[batch]).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
