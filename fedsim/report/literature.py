@@ -77,6 +77,7 @@ def compared(title: str, claim: Claim, verdict: Verdict) -> str:
         else f"{effect(verdict)} {interval(verdict)} over {len(verdict.pairs)} seeds"
     )
     return (
-        f"{title}, epsilon 1: {claim.activation} is {published} relu under DP-SGD ({claim.source}). "
+        f"{title}, epsilon 1: {claim.activation} is {published} relu under DP-SGD "
+        f"({claim.source}). "
         f"Here: {found}, which {AGREES[verdict.verdict]} it."
     )
