@@ -141,6 +141,13 @@ def test_the_commands() -> None:
         "bench measure": ["--data-dir", "--format", "--quiet", "--repeats", "--rounds", "--set"],
         "bench peers": [],
         "privacy": [],
+        "privacy attack": [
+            *("--activation", "--batch", "--clipping-norm", "--data-dir", "--dataset", "--depth"),
+            *("--epochs", "--format", "--iterations", "--learning-rate", "--level"),
+            *("--local-steps", "--members", "--model", "--noise-multiplier", "--out"),
+            *("--pictures", "--quiet", "--seeds", "--shadows", "--starts", "--trap-scale"),
+            "--width",
+        ],
         "privacy audit": ["--canaries", "--data-dir", "--format", "--level", "--seed", "--set"],
         "privacy epsilon": [
             *("--accountant", "--delta", "--format", "--level", "--noise-multiplier"),

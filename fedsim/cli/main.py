@@ -13,7 +13,18 @@ from typing import NoReturn
 import typer
 
 from fedsim import __version__
-from fedsim.cli import bench, cost, data, deploy, overhead, peers, privacy_audit, runs, study
+from fedsim.cli import (
+    bench,
+    cost,
+    data,
+    deploy,
+    overhead,
+    peers,
+    privacy_attack,
+    privacy_audit,
+    runs,
+    study,
+)
 from fedsim.cli import compare as compare_command
 from fedsim.cli import report as report_command
 from fedsim.cli import run as run_command
@@ -50,6 +61,7 @@ for command in (
     deploy_app.command(command.__name__, cls=Command)(command)
 app.add_typer(deploy_app, name="deploy")
 privacy_app.command("audit", cls=Command)(privacy_audit.audit)
+privacy_app.command("attack", cls=Command)(privacy_attack.attack)
 app.add_typer(privacy_app, name="privacy")
 bench_app = typer.Typer(help="Measure what things cost on this machine.", no_args_is_help=True)
 bench_app.command("activations", cls=Command)(bench.activations)

@@ -1,13 +1,13 @@
-"""Examples from the gradient of the first dense layer, and the weights that a dishonest server sets.
+"""Examples from the gradient of the first dense layer, and the weights of a dishonest server.
 
 Neuron k of a first layer f(W x + b) has dL/dW_k = sum_i d_ik x_i and dL/db_k = sum_i d_ik, where
 d_ik is the gradient at its pre-activation. Hence, where one example alone drives it,
 
     x = (dL/dW_k) / (dL/db_k)
 
-(Geiping et al., 2020, proposition 3.1), and in a batch a weighted sum of examples. ReLU has d_ik = 0
-for every example that the neuron is off for, so that in a wide layer many an example is alone
-somewhere; a smooth function has d_ik = 0 for none. Nothing here asks which function it is.
+(Geiping et al., 2020, proposition 3.1); in a batch it is a weighted sum of examples. ReLU has
+d_ik = 0 for every example that the neuron is off for, so that in a wide layer many an example is
+alone somewhere; a smooth function has d_ik = 0 for none. Nothing here asks which function it is.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def first_dense(model: nn.Module) -> str:
     """
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear):
-            return name
+            return str(name)
         if name and next(layer.parameters(recurse=False), None) is not None:
             break
     raise PrivacyError(

@@ -6,6 +6,7 @@ import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,7 @@ def gallery_bytes(shown: Sequence[Reconstructions]) -> bytes:
 
     It holds ``names``, (arms,); ``ranges``, (arms, 2); ``originals_0``, ``reconstructions_0``, ...
     """
-    arrays: dict[str, npt.NDArray[np.generic]] = {
+    arrays: dict[str, Any] = {
         "names": np.array([arm.name for arm in shown], dtype=str),
         "ranges": np.array([(arm.low, arm.high) for arm in shown]).reshape(-1, 2),
     }
@@ -74,6 +75,4 @@ def read_gallery(data: bytes, *, place: str = PICTURES) -> list[Reconstructions]
                 )
             ]
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise PrivacyError(
-            f"{place}: holds no reconstructions ({error}); measure again"
-        ) from error
+        raise PrivacyError(f"{place}: holds no reconstructions ({error}); measure again") from error

@@ -67,7 +67,9 @@ def assigned(originals: Array, reconstructions: Array) -> Ints:
     finite = errors[np.isfinite(errors)]
     worst = float(finite.max()) if finite.size else 1.0
     # An infinite cost has no sum: twice the worst finite one for every pair keeps those together.
-    _, columns = linear_sum_assignment(np.where(np.isfinite(errors), errors, 2 * len(errors) * worst + 1))
+    _, columns = linear_sum_assignment(
+        np.where(np.isfinite(errors), errors, 2 * len(errors) * worst + 1)
+    )
     return np.asarray(columns, np.int64)
 
 

@@ -4,9 +4,9 @@
     cosine   min_x 1 - <g(x), g> / (||g(x)|| ||g||) + a TV(x), by signed Adam, x within the data's
              range                                                    (Geiping et al., 2020)
 
-with g(x) the gradient that the model would send for x. The labels are known, as
-``labels.py`` recovers them. Several starts are tried, and the one that matches best is kept, which
-the attacker can tell. An mlp gives its examples away for less (``analytic.py``); these take any model.
+with g(x) the gradient that the model would send for x. The labels are known, as ``labels.py``
+recovers them. Several starts are tried, and the one that matches best is kept, which the attacker
+can tell. An mlp gives its examples away for less (``analytic.py``); these take any model.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ def dlg(
 
         def error(x: Tensor = x) -> Tensor:
             found = gradients(x)
-            return torch.stack([(found[n] - t).square().sum() for n, t in target.items()]).sum() / square
+            parts = [(found[name] - part).square().sum() for name, part in target.items()]
+            return torch.stack(parts).sum() / square
 
         found = descended(x, error, iterations)
-        reached = float(error(found))
+        reached = float(error(found).detach())
         if best is None or reached < least:
             best, least = found, reached
     assert best is not None

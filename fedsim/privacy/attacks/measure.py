@@ -9,7 +9,9 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +67,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One attack's conditions: what is sent, whose data, how hard, and whatever is plugged in."""
+    """The conditions of one attack: what is sent, whose data, how hard, and what is plugged in."""
 
     setting: Setting
     data: Dataset
@@ -77,10 +79,16 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """An attack: a line on what it does, and how it is carried out."""
+    """An attack: a line on what it does, how it is carried out, and on how many examples.
+
+    ``batch`` is what a command takes where nobody says more; ``of_a_batch`` is false of an attack
+    that looks at trained models, and not at what is sent.
+    """
 
     about: str
     run: Callable[[Task], list[Outcome]]
+    batch: int = 8
+    of_a_batch: bool = True
 
 
 def measure(
@@ -121,7 +129,20 @@ def measure(
                 protect=protect,
                 train=train,
             )
-            yield from ATTACKS[name].run(task)
+            with one_thread():
+                outcomes = ATTACKS[name].run(task)
+            yield from outcomes
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread inside the block: these steps are too small to share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def recover_labels(task: Task) -> list[Outcome]:
@@ -138,10 +159,10 @@ def recover_labels(task: Task) -> list[Outcome]:
 
 def extract(task: Task, *, name: str, trap: bool) -> list[Outcome]:
     """Extract examples from the first dense layer, of an honest model or of a trap."""
-    prepare = functools.partial(analytic.set_trap, scale=task.effort.trap_scale) if trap else None
-    scene = set_scene(
-        task.setting, task.data, task.seed, prepare=prepare, protect=task.protect
-    )
+    scale = task.effort.trap_scale
+    prepare = functools.partial(analytic.set_trap, scale=scale) if trap else None
+    weights = ("trap" if scale == 1 else f"trap x{scale:g}") if trap else "honest"
+    scene = set_scene(task.setting, task.data, task.seed, prepare=prepare, protect=task.protect)
     begun = time.process_time()
     candidates = analytic.candidates_of(scene)
     spent = time.process_time() - begun
@@ -150,7 +171,7 @@ def extract(task: Task, *, name: str, trap: bool) -> list[Outcome]:
     found = torch.full_like(scene.x, torch.nan)
     there = torch.from_numpy(which >= 0)
     found[there] = candidates[torch.from_numpy(which)[there]].float()
-    return [compared(task, name, scene, found, spent, weights="trap" if trap else "honest")]
+    return [compared(task, name, scene, found, spent, weights=weights)]
 
 
 def match(task: Task, *, name: str, search: Callable[..., Tensor]) -> list[Outcome]:
@@ -188,7 +209,7 @@ def compared(
         cpu_seconds=cpu_seconds,
     )
     shown = Reconstructions(
-        name=f"{name}, {task.setting.activation}, {batch_text(task.setting)}, seed {task.seed}",
+        name=row.title,
         originals=x,
         reconstructions=found.numpy(),
         low=scene.low,
@@ -229,9 +250,7 @@ def infer_membership(task: Task) -> list[Outcome]:
             seed=key(seed, "attack/model", client=number) % 2**63,
         )
 
-    train = task.train or membership.overfit(
-        effort.epochs, effort.batch_size, effort.learning_rate
-    )
+    train = task.train or membership.overfit(effort.epochs, effort.batch_size, effort.learning_rate)
     begun = time.process_time()
     log_p, phi = membership.shadow_confidences(build, train, x, y, included, seed)
     found = {
@@ -252,7 +271,7 @@ def infer_membership(task: Task) -> list[Outcome]:
     ]
 
 
-def row_of(task: Task, name: str, weights: str = "honest", **figures: float | None) -> LeakageRow:
+def row_of(task: Task, name: str, weights: str = "honest", **figures: Any) -> LeakageRow:
     """Return the row of an attack."""
     return LeakageRow(
         attack=name,
@@ -265,13 +284,6 @@ def row_of(task: Task, name: str, weights: str = "honest", **figures: float | No
         },
         **figures,
     )
-
-
-def batch_text(setting: Setting) -> str:
-    """Say what was sent, for people."""
-    steps = setting.local_steps
-    how = f"update after {steps} step{'s' * (steps > 1)}" if steps else "gradient"
-    return f"{how} of {setting.batch}"
 
 
 ATTACKS: Mapping[str, Attack] = {
@@ -290,13 +302,16 @@ ATTACKS: Mapping[str, Attack] = {
     "dlg": Attack(
         about="examples whose gradient matches, by L-BFGS on its squared error",
         run=functools.partial(match, name="dlg", search=matching.dlg),
+        batch=1,
     ),
     "cosine": Attack(
         about="the same, by signed Adam on its angle and the image's total variation",
         run=functools.partial(match, name="cosine", search=matching.cosine),
+        batch=1,
     ),
     "membership": Attack(
         about="who was trained on: loss threshold, and LiRA with shadow models",
         run=infer_membership,
+        of_a_batch=False,
     ),
 }

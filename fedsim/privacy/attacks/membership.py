@@ -23,7 +23,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
@@ -65,16 +64,14 @@ def halves(models: int, examples: int, rng: np.random.Generator) -> Bools:
     return included
 
 
-def overfit(
-    epochs: int, batch_size: int, learning_rate: float, momentum: float = 0.9
-) -> Train:
+def overfit(epochs: int, batch_size: int, learning_rate: float, momentum: float = 0.9) -> Train:
     """Return plain stochastic gradient descent, for so many passes in a new order each."""
 
     def train(model: nn.Module, x: Tensor, y: Tensor, rng: np.random.Generator) -> None:
         optimiser = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
         for _ in range(epochs):
             order = torch.from_numpy(rng.permutation(len(y)))
-            for batch in order.split(batch_size):
+            for batch in torch.split(order, batch_size):
                 optimiser.zero_grad()
                 cross_entropy(model(x[batch]), y[batch]).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()

@@ -24,7 +24,7 @@ class LeakageRow:
 
     Attributes:
         attack: its name in ``fedsim.privacy.attacks.measure.ATTACKS``.
-        weights: ``honest``, as the model starts, or ``trap``.
+        weights: ``honest``, as the model starts, ``trap``, or ``trap x10`` for rows scaled by 10.
         depth: hidden layers of an mlp, convolution blocks of a cnn.
         batch: examples the client holds.
         local_steps: steps that it takes on all of them at once; 0: it sends the gradient.
@@ -69,15 +69,22 @@ class LeakageRow:
         """What rows have in common that differ in nothing but their seed."""
         return tuple(getattr(self, name) for name in ARM)
 
+    @property
+    def title(self) -> str:
+        """The attack, the activation and what was sent, for people."""
+        steps = self.local_steps
+        sent = f"update of {steps} step{'s' * (steps > 1)}" if steps else "gradient"
+        weights = "" if self.weights == "honest" else f" ({self.weights})"
+        level = "" if self.level == "none" else f", level {self.level}"
+        return f"{self.attack}{weights}, {self.activation}, {sent} on {self.batch}{level}"
+
 
 FIGURES = (
     *("recovered_at_1e_3", "recovered_at_0_1", "relative_error", "psnr_db", "ssim"),
     *("auc", "tpr_at_1_percent_fpr", "labels_recovered", "cpu_seconds"),
 )
 ARM = tuple(
-    field.name
-    for field in dataclasses.fields(LeakageRow)
-    if field.name not in (*FIGURES, "seed")
+    field.name for field in dataclasses.fields(LeakageRow) if field.name not in (*FIGURES, "seed")
 )
 
 

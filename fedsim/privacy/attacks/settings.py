@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from fedsim.data import Dataset
 from fedsim.errors import PrivacyError, nearest
-from fedsim.models import build_model
+from fedsim.models import build_model, parse_activation
 from fedsim.privacy.clipping import add_noise, clip_update
 from fedsim.privacy.noise import NoiseSource
 from fedsim.randomness import stream
@@ -66,7 +66,9 @@ class Setting:
 
         Raises:
             PrivacyError: a line for every problem.
+            ConfigError: there is no such activation.
         """
+        parse_activation(self.activation)
         problems = [
             f"{name} = {getattr(self, name)}: {what}"
             for name, wrong, what in (
@@ -82,7 +84,7 @@ class Setting:
             problems.append(f"level = {self.level!r}: unknown; {nearest(self.level, LEVELS)}")
         elif protected and not self.clipping_norm > 0:
             problems.append(
-                f"clipping_norm = {self.clipping_norm}: level {self.level!r} clips to a norm above 0"
+                f"clipping_norm = {self.clipping_norm}: level {self.level!r} needs a norm"
             )
         elif not protected and (self.clipping_norm or self.noise_multiplier):
             problems.append(
