@@ -36,6 +36,7 @@ from fedsim.report.verdicts import sentence
 from fedsim.study.design import Study, Values
 from fedsim.study.figures import figures_of
 from fedsim.study.statistics import LEVEL, intervals
+from fedsim.study.verdicts import Verdict
 
 ACTIVATION = "model.activation"
 COMPARED_BATCH = 8  # of an attack that was measured at several, the nearest to it is in the table
@@ -162,7 +163,7 @@ def notice_of(parts: Sequence[Part]) -> str:
     return f"Of {cells} results {cells - complete} are missing, and nothing is final ({there})."
 
 
-def firsts(part: Part) -> list:
+def firsts(part: Part) -> list[Verdict]:
     """Return the verdicts on tanh under a promise, the pair that is published."""
     return [
         v
