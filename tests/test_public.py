@@ -158,6 +158,7 @@ def test_the_commands() -> None:
             *("--accountant", "--delta", "--format", "--level", "--noise-multiplier"),
             *("--population", "--sampling-probability", "--steps"),
         ],
+        "privacy table": ["--attacks", "--out"],
         "privacy noise": [
             *("--accountant", "--delta", "--format", "--level", "--population"),
             *("--sampling-probability", "--steps", "--target-epsilon"),

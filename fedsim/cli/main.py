@@ -22,6 +22,7 @@ from fedsim.cli import (
     peers,
     privacy_attack,
     privacy_audit,
+    privacy_table,
     runs,
     study,
 )
@@ -62,6 +63,7 @@ for command in (
 app.add_typer(deploy_app, name="deploy")
 privacy_app.command("audit", cls=Command)(privacy_audit.audit)
 privacy_app.command("attack", cls=Command)(privacy_attack.attack)
+privacy_app.command("table", cls=Command)(privacy_table.table)
 app.add_typer(privacy_app, name="privacy")
 bench_app = typer.Typer(help="Measure what things cost on this machine.", no_args_is_help=True)
 bench_app.command("activations", cls=Command)(bench.activations)

@@ -28,7 +28,7 @@ class FigureFormat(StrEnum):
 
 
 def report(
-    directory: Annotated[Path, typer.Argument(help="The directory of a run or a study.")],
+    directory: Annotated[Path, typer.Argument(help="The directory of a run, a study or attacks.")],
     out: Annotated[
         Path | None, typer.Option(help="The page; default: report.html in the directory.")
     ] = None,
@@ -45,7 +45,7 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     data_dir: DataDirectory = None,
 ) -> None:
-    """Make a report of a run or a study, one HTML file.
+    """Make a report of a run, a study or attacks (`privacy attack --out`), one HTML file.
 
     It is made from the ledgers alone, and needs no network; nothing is trained.
 
@@ -85,6 +85,8 @@ def made_by(directory: Path) -> str:
 
 def page_of(directory: Path, data_dir: Path | None) -> Page:
     """Return the report of whatever lies in a directory."""
+    from fedsim.privacy.attacks.rows import ROWS
+    from fedsim.report.leaks import attacks_page
     from fedsim.report.run import run_page
     from fedsim.report.study import study_page
     from fedsim.runs import holds_run, stored_experiment
@@ -94,11 +96,13 @@ def page_of(directory: Path, data_dir: Path | None) -> Page:
         raise LedgerError(f"{directory}: no such directory; name one that holds a run or a study")
     if holds_run(directory) and not (directory / STUDY).is_file():
         return run_page(directory, label_counts(stored_experiment(directory), data_dir))
+    if (directory / ROWS).is_file() and not (directory / STUDY).is_file():
+        return attacks_page(directory)
     return study_page(study_data(directory, data_dir))
 
 
-def study_data(directory: Path, data_dir: Path | None) -> StudyData:
-    """Read and analyse the study in a directory."""
+def study_data(directory: Path, data_dir: Path | None = None, *, dealt: bool = True) -> StudyData:
+    """Read and analyse the study in a directory; ``dealt``: who holds what is asked for too."""
     from fedsim.ledger.read import load
     from fedsim.report.arms import summarise_study
     from fedsim.report.study import StudyData
@@ -118,7 +122,7 @@ def study_data(directory: Path, data_dir: Path | None) -> StudyData:
         curves=runs.curves,
         failures=runs.failures(),
         tuning_failures=runs.errors(tuning=True),
-        partitions=partitions(runs, data_dir),
+        partitions=partitions(runs, data_dir) if dealt else {},
     )
 
 

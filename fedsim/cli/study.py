@@ -176,6 +176,7 @@ def as_begun(asked: Study, directory: Path) -> Study:
     """Leave the choice of compiler and engine to the runs that are there: arms have to compare."""
     from fedsim.ledger.read import list_runs
     from fedsim.runs import stored_experiment
+    from fedsim.vocabulary import vocabulary
 
     runs = list_runs(directory) if directory.is_dir() else []
     stored = [stored_experiment(run.path) for run in runs if run.status != "damaged"]
@@ -190,7 +191,12 @@ def as_begun(asked: Study, directory: Path) -> Study:
         for key, value in chosen.items()
         if key not in asked.axes and asked.base.get(key, "auto") == "auto"
     }
-    return dataclasses.replace(asked, base={**asked.base, **open_})
+    begun = dataclasses.replace(asked, base={**asked.base, **open_})
+    try:
+        begun.check(vocabulary())
+    except ConfigError:
+        return asked  # those that are there are of arms that can what others cannot
+    return begun
 
 
 def with_engine(asked: Study, engine: EngineTable) -> Study:

@@ -15,6 +15,7 @@ from fedsim.report.curves import arm_curve
 from fedsim.report.details import bills, health, layer_health, partition
 from fedsim.report.page import Page, Section
 from fedsim.report.pictures import accuracy_by_cost, accuracy_by_round
+from fedsim.report.privacy import run_sections
 from fedsim.report.sections import failures_section, manifest_section, method_section
 from fedsim.report.summary import details, run_summary
 
@@ -46,6 +47,7 @@ def run_page(path: Path, counts: npt.NDArray[np.int64] | None) -> Page:
     failed = [f"{run.status}: {run.manifest.error}"] if run.manifest.error else []
     sections = [
         Section(name="summary", title="In figures", table=(("figure", "is"), rows)),
+        *run_sections(run),
         Section(name="price", title="What accuracy cost", picture=accuracy_by_cost(panels, ())),
         Section(
             name="layers",

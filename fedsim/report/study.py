@@ -17,6 +17,7 @@ from fedsim.report.curves import arm_curve
 from fedsim.report.details import bills, health, layer_health, partition
 from fedsim.report.page import Page, Section
 from fedsim.report.pictures import accuracy_by_cost, accuracy_by_round, forest, windows
+from fedsim.report.privacy import study_section
 from fedsim.report.sections import failures_section, manifest_section, method_section
 from fedsim.report.tables import arms_table, over_seeds, published_rows
 from fedsim.report.verdicts import because, effect, interval, margin, sentence
@@ -82,10 +83,12 @@ def study_page(data: StudyData) -> Page:
     }
     panels = {title: curves for title, curves in panels.items() if curves}
     accuracy = accuracy_by_round(panels, study.targets) if panels else None
+    promise = study_section(study, by_arm)
     differences = forest(data.verdicts) if any(v.low is not None for v in data.verdicts) else None
     sections = [
         verdicts_section(data.verdicts),
         published_section(study, data),
+        *([promise] if promise else []),
         Section(
             name="curves", title="Accuracy by round", picture=accuracy if differences else None
         ),

@@ -143,14 +143,21 @@ class Study:
     hypotheses: tuple[Hypothesis, ...] = ()
     published: tuple[Published, ...] = ()
     budget_seconds: float = 0.0  # of one call, after which no run begins; 0: none
+    skipped: tuple[Mapping[str, tuple[Any, ...]], ...] = ()  # combinations that are no arms
 
     @property
     def arms(self) -> list[Values]:
-        """A value for each axis, in every combination."""
-        return [
+        """A value for each axis, in every combination but those that are skipped."""
+        arms = (
             tuple(zip(self.axes, values, strict=True))
             for values in itertools.product(*self.axes.values())
-        ]
+        )
+        return [arm for arm in arms if not self.skips(arm)]
+
+    def skips(self, arm: Values) -> bool:
+        """Say whether a combination of values is none of the study's arms."""
+        mine = dict(arm)
+        return any(all(mine[key] in some[key] for key in some) for some in self.skipped)
 
     def value(self, arm: Values, key: str) -> Any:
         """Return what a key is in an arm."""
@@ -239,6 +246,10 @@ def study_of(document: Mapping[str, Any]) -> Study:
             for h in hypotheses
         ),
         published=tuple(Published(**{**p, "arm": pairs(p["arm"])}) for p in document["published"]),
+        skipped=tuple(
+            {key: tuple(values) for key, values in some.items()}
+            for some in document.get("skipped", ())
+        ),
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedsim import config
 from fedsim.config import Vocabulary, changes_result, fields_by_key, flatten, nearest_key
 from fedsim.errors import ConfigError, nearest
-from fedsim.study.claims import read_hypotheses, read_published
-from fedsim.study.design import Study, Tune
+from fedsim.study.claims import is_among, read_hypotheses, read_published
+from fedsim.study.design import Study, Tune, label_of
 from fedsim.study.endpoints import endpoint_problem, target_of
 
 KEYS = (
@@ -18,6 +19,7 @@ KEYS = (
     "base",
     "set",
     "axes",
+    "skip",
     "seeds",
     "targets",
     "tune",
@@ -39,10 +41,10 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
     Args:
         path: a TOML file: ``base`` (an experiment file, relative to this one), ``[set]`` (dotted
             keys to values that count more than the base's), ``[axes]`` (dotted keys to lists of
-            values), ``seeds`` (how many from the base's on, or a list), ``targets`` (test
-            accuracies; by default those of the hypotheses), ``budget_seconds`` (after which no run
-            begins), ``about`` (the question, for the report), ``[tune]``, ``[[hypothesis]]`` and
-            ``[[published]]``.
+            values), ``[[skip]]`` (combinations of them that are no arms), ``seeds`` (how many from
+            the base's on, or a list), ``targets`` (test accuracies; by default those of the
+            hypotheses), ``budget_seconds`` (after which no run begins), ``about`` (the question,
+            for the report), ``[tune]``, ``[[hypothesis]]`` and ``[[published]]``.
         overrides: of base and ``[set]``, as on the command line.
         vocabulary: as for :func:`fedsim.config.read`.
 
@@ -54,6 +56,7 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
         raise ConfigError([f"{path}: is an experiment; use: fedsim run {path}"])
     problems = [f"{key}: unknown key; {nearest(key, KEYS)}" for key in raw if key not in KEYS]
     axes = read_axes(raw.get("axes", {}), problems)
+    skipped = read_skipped(raw.get("skip", []), axes, problems)
     seeds = read_seeds("seeds", raw.get("seeds", DEFAULT_SEEDS), problems)
     targets = read_targets(raw.get("targets", DEFAULT_TARGETS), problems)
     base = read_base(path, raw.get("base"), problems)
@@ -93,9 +96,30 @@ def read_study(path: Path, overrides: Sequence[str], *, vocabulary: Vocabulary) 
         hypotheses=hypotheses,
         published=published,
         budget_seconds=budget,
+        skipped=skipped,
     )
+    study = without_skipped(study, path)
     study.check(vocabulary)
     return study
+
+
+def without_skipped(study: Study, path: Path) -> Study:
+    """Return a study that claims nothing of combinations that it skips.
+
+    Raises:
+        ConfigError: it would have no arm, or a publication speaks of what is skipped.
+    """
+    if not study.arms:
+        raise ConfigError([f"{path}: skip: leaves no combination of the axes; skip less"])
+    problems = [
+        f"{path}: published: {label_of(p.arm)} is skipped; leave it out here, or do not skip it"
+        for p in study.published
+        if study.skips(p.arm)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    told = (h for h in study.hypotheses if not study.skips(h.arm) and not study.skips(h.reference))
+    return replace(study, hypotheses=tuple(told))
 
 
 def read_overrides(overrides: Sequence[str], problems: list[str]) -> dict[str, Any]:
@@ -145,6 +169,31 @@ def read_axes(raw: object, problems: list[str]) -> dict[str, list[Any]]:
         elif repeats(values):
             problems.append(f"axes.{key} = {values!r}: names a value twice")
     return axes
+
+
+def read_skipped(
+    raw: object, axes: Mapping[str, Sequence[Any]], problems: list[str]
+) -> tuple[dict[str, tuple[Any, ...]], ...]:
+    """Return the combinations that are no arms: axes, each with a value or a list of them."""
+    found: list[dict[str, tuple[Any, ...]]] = []
+    for number, entry in enumerate(raw if isinstance(raw, list) else [raw], 1):
+        place = f"skip {number}"
+        some = flatten(entry) if isinstance(entry, Mapping) else {}
+        if not some:
+            problems.append(f"{place}: must be a table of axes and values, [[skip]]")
+            continue
+        values = {key: tuple(v if isinstance(v, list) else [v]) for key, v in some.items()}
+        problems += [
+            f"{place}.{key}: is no axis; {nearest(key, axes)}" for key in some.keys() - axes.keys()
+        ]
+        problems += [
+            f"{place}.{key} = {value!r}: the axis has {', '.join(map(str, axes[key]))}"
+            for key in some.keys() & axes.keys()
+            for value in values[key]
+            if not is_among(value, axes[key])
+        ]
+        found.append(values)
+    return tuple(found)
 
 
 def repeats(values: Sequence[Any]) -> bool:

@@ -1,0 +1,180 @@
+"""Leakage in a report: what attacks got by batch size, the figures, and the images side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedsim.ledger.files import read_bytes
+from fedsim.measure.timings import Interval
+from fedsim.privacy.attacks.gallery import PICTURES, Reconstructions, read_gallery
+from fedsim.privacy.attacks.rows import ARM, ROWS, LeakageRow, read_rows
+from fedsim.report.drawing import Pen, Picture, Table, columns_for, marker, new_figure
+from fedsim.report.leakage import COLUMNS, Leakage, figure_text, leakages
+from fedsim.report.page import Page, Section
+from fedsim.report.pictures import finish, order_of
+from fedsim.report.reconstructions import reconstructions_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# The figure by which an attack is summed up: the first of these that it has.
+HEADLINES = ("labels_recovered", "recovered_at_1e_3", "auc")
+MATCHED = "ssim"  # of attacks that search for images, whose matches are near and never exact
+MATCHING = ("dlg", "cosine")
+MOST_SHOWN = 12  # arms of which images are drawn
+
+
+def read_attacks(directory: Path) -> tuple[list[LeakageRow], list[Reconstructions]]:
+    """Return what attacks left in a directory, and in those right below it.
+
+    Raises:
+        LedgerError: a file cannot be read.
+        PrivacyError: a file is no such file.
+    """
+    rows: list[LeakageRow] = []
+    shown: list[Reconstructions] = []
+    for folder in (directory, *sorted(p for p in directory.iterdir() if p.is_dir())):
+        if (path := folder / ROWS).is_file():
+            rows += read_rows(read_bytes(path), place=str(path))
+        if (path := folder / PICTURES).is_file():
+            shown += read_gallery(read_bytes(path), place=str(path))
+    return rows, shown
+
+
+def headline(attack: str, figures: Mapping[str, Interval]) -> str:
+    """Return the name of the figure that sums an attack up; "" where it has none of them."""
+    names = (MATCHED, *HEADLINES) if attack in MATCHING else HEADLINES
+    return next((name for name in names if name in figures), "")
+
+
+def attack_name(arm: Leakage) -> str:
+    """Name an attack with its weights, its data and what protects from it."""
+    weights = arm.arm["weights"]
+    level = arm.arm["level"]
+    parts = [
+        f"{arm.arm['attack']}{'' if weights == 'honest' else f' ({weights})'}",
+        str(arm.arm["dataset"]),
+        *([f"{arm.arm['local_steps']} local steps"] if arm.arm["local_steps"] else []),
+        *([f"level {level}, z {arm.arm['noise_multiplier']:g}"] if level != "none" else []),
+    ]
+    return ", ".join(parts)
+
+
+def leakage_sections(rows: Sequence[LeakageRow], shown: Sequence[Reconstructions]) -> list[Section]:
+    """Return leakage by batch size, in figures, and in images; nothing where nobody attacked."""
+    found = leakages(rows)
+    sections = []
+    if found:
+        sections.append(
+            Section(
+                name="leakage",
+                title="What leaks from an update",
+                text=(
+                    "Attacks by whoever sees a single client's update: what no promise at the "
+                    "server protects from, unless updates are summed behind masks or noised at "
+                    "the client.",
+                ),
+                picture=leakage_by_batch(found),
+                table=leakage_figures(found),
+            )
+        )
+    if shown:
+        sections.append(
+            Section(
+                name="images",
+                title="Originals and reconstructions",
+                picture=reconstructions_picture(list(shown)[:MOST_SHOWN]),
+            )
+        )
+    return sections
+
+
+def leakage_by_batch(found: Sequence[Leakage]) -> Picture | None:
+    """A panel for each attack, a line for each activation; None where nothing was measured."""
+    panels: dict[str, dict[str, list[tuple[int, Interval]]]] = {}
+    titles: dict[str, str] = {}
+    for arm in found:
+        if name := headline(arm.arm["attack"], arm.figures):
+            title = attack_name(arm)
+            titles[title] = COLUMNS[name][0]
+            points = panels.setdefault(title, {}).setdefault(arm.arm["activation"], [])
+            points.append((arm.arm["batch"], arm.figures[name]))
+    if not panels:
+        return None
+    order = order_of(panels)
+
+    def draw(pen: Pen, narrow: bool) -> Figure:
+        rows, columns = columns_for(len(panels), most=2)
+        figure, axes = new_figure(narrow, rows=rows, columns=columns, row_inches=2.7)
+        for axis, (title, arms) in zip(axes, panels.items(), strict=False):
+            axis.set_title(title)
+            batches = sorted({batch for points in arms.values() for batch, _ in points})
+            for name, points in arms.items():
+                style = pen.series(order[name])
+                x, figures = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+                y = [f.estimate for f in figures]
+                axis.plot(x, y, marker=marker(order[name]), ms=3, lw=1.2, **style)
+                low, high = [f.low for f in figures], [f.high for f in figures]
+                axis.fill_between(x, low, high, color=style["color"], alpha=0.12, lw=0)
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(batches, [str(batch) for batch in batches])
+            axis.set_xlabel("examples that the client holds")
+            axis.set_ylabel(titles[title])
+        finish(figure, axes, len(panels), narrow, order, pen)
+        return figure
+
+    numbers = [
+        (title, name, str(batch), figure_text(figure_of(titles[title]), figure))
+        for title, arms in panels.items()
+        for name, points in arms.items()
+        for batch, figure in sorted(points, key=lambda point: point[0])
+    ]
+    return Picture(
+        name="leakage",
+        title="Leakage by batch size",
+        caption="Means over the seeds; bands are 95% intervals. A share of 1 means that every "
+        "example, or its label, came back.",
+        kinds=("counted",),
+        draw=draw,
+        table=(("attack", "activation", "batch", "leaked"), numbers),
+    )
+
+
+def figure_of(title: str) -> str:
+    """Return the name of the figure that is called so."""
+    return next(name for name, column in COLUMNS.items() if column[0] == title)
+
+
+def leakage_figures(found: Iterable[Leakage]) -> Table:
+    """A line for each arm, with the columns in which arms differ and the figures that apply."""
+    arms = list(found)
+    keys = [
+        name
+        for name in ARM
+        if name in ("attack", "activation") or len({arm.arm[name] for arm in arms}) > 1
+    ]
+    names = [name for name in COLUMNS if any(name in arm.figures for arm in arms)]
+    head = (*(key.replace("_", " ") for key in keys), *(COLUMNS[name][0] for name in names))
+    rows = [
+        (
+            *(str(arm.arm[key]) for key in keys),
+            *(figure_text(name, arm.figures.get(name)) for name in names),
+        )
+        for arm in arms
+    ]
+    return head, rows
+
+
+def attacks_page(directory: Path) -> Page:
+    """Return the report of a directory in which attacks left their rows."""
+    rows, shown = read_attacks(directory)
+    sections = leakage_sections(rows, shown)
+    datasets = ", ".join(dict.fromkeys(row.dataset for row in rows))
+    return Page(
+        title=f"{directory.name}: fedsim",
+        question=f"What leaks from an update, by activation: {datasets}",
+        picture=sections[0].picture if sections else None,
+        sections=sections,
+    )
