@@ -63,7 +63,7 @@ def attack(
     starts: Annotated[int, typer.Option(min=1, help="dlg, cosine: the best match counts.")] = 2,
     trap_scale: Annotated[float, typer.Option(help="trap: factor of the weights.")] = 1.0,
     members: Annotated[int, typer.Option(min=1, help="membership: a model trains on.")] = 100,
-    shadows: Annotated[int, typer.Option(min=4, help="membership: models, in pairs.")] = 16,
+    shadows: Annotated[int, typer.Option(min=6, help="membership: models, in pairs.")] = 16,
     epochs: Annotated[int, typer.Option(min=0, help="membership: passes; many overfit.")] = 30,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep rows and images in a new directory.")

@@ -49,12 +49,12 @@ def halves(models: int, examples: int, rng: np.random.Generator) -> Bools:
     """Return who trains on what, (models, examples): a half each, and models 2k and 2k + 1 share.
 
     Raises:
-        PrivacyError: there are fewer than 4 models, or an odd number of them.
+        PrivacyError: there are fewer than 6 models, or an odd number of them.
     """
-    if models < 4 or models % 2:
+    if models < 6 or models % 2:
         raise PrivacyError(
-            f"{models} shadow models: they come in pairs, and two pairs are the least that leaves "
-            "each target others; take an even number, at least 4"
+            f"{models} shadow models: they come in pairs, and besides the target's own it takes "
+            "two for a variance; take an even number, at least 6"
         )
     half = np.arange(examples) < examples // 2
     included = np.empty((models, examples), np.bool_)
