@@ -2,7 +2,7 @@
 
 Each line names what is wrong, why, and what to choose instead. What needs the data (whether delta
 is small enough for the people that there are) is checked where those are counted:
-:mod:`fedsim.federation.spending`.
+:mod:`fedsim.spending`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,12 @@ def mean_conflicts(e: Experiment) -> Iterator[Conflict]:
             ("server.weighting", "privacy.level"),
             f"server.weighting = 'examples': {why} bounds what one client can change, and a weight "
             "of its own choice would undo that; use 'equal', or leave it at 'auto'",
+        )
+    if e.server.norm_bound and e.privacy.level in ("user", "local"):
+        yield (
+            ("server.norm_bound", "privacy.level"),
+            f"server.norm_bound = {e.server.norm_bound}: privacy.level = {e.privacy.level!r} cuts "
+            "updates to privacy.clipping_norm already, and noise is drawn for that; set 0",
         )
 
 
@@ -208,7 +214,7 @@ def secrecy_conflicts(e: Experiment) -> Iterator[Conflict]:
             f"{key}: full figures of single clients would show what {on} hides; "
             "use measure.level = 'light' and full_every = 0",
         )
-    if e.server.norm_bound:
+    if e.server.norm_bound and e.privacy.level not in ("user", "local"):
         yield (
             ("server.norm_bound", "privacy.secure_aggregation"),
             f"server.norm_bound = {e.server.norm_bound}: the server cannot measure an update that "

@@ -15,8 +15,9 @@ from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.federation.sampling import Whereabouts, choose_clients, draw_clients
 from fedsim.federation.secure import SecureAsker
-from fedsim.privacy.accounting import statement
-from fedsim.privacy.noise import NoiseSource, source_of
+from fedsim.privacy.accounting import rounded_up, statement
+from fedsim.privacy.noise import LARGEST_DRAW, NoiseSource, source_of
+from fedsim.privacy.shares import client_noise_std
 from fedsim.spending import Spending, spending_of
 
 Choose = Callable[[int], list[int]]
@@ -80,8 +81,32 @@ def account(
                     f"{first:.4g}; raise it, or privacy.noise_multiplier"
                 ]
             )
+        check_range(experiment, spending.noise_multiplier)
         log.info("planned: %s", statement(spending.guarantee(last)))
     return spending
+
+
+def check_range(experiment: Experiment, noise_multiplier: float) -> None:
+    """Refuse masks that would cut the tails off the noise that clients add beneath them.
+
+    What is left of a Gaussian would not be one, and the sum's guarantee rests on it.
+
+    Raises:
+        ConfigError: with the range that holds a clipped update and all noise that there can be.
+    """
+    table, cohort = experiment.privacy, experiment.server.clients_per_round
+    if not (table.secure_aggregation and table.noise_by == "clients"):
+        return
+    std = client_noise_std(table, noise_multiplier, cohort)
+    needed = table.clipping_norm + LARGEST_DRAW * std
+    if table.value_range < needed:
+        raise ConfigError(
+            [
+                f"privacy.value_range = {table.value_range}: would cut the noise that clients add, "
+                f"of deviation {std:.3g} on parts of up to privacy.clipping_norm = "
+                f"{table.clipping_norm}; give {rounded_up(needed, 2)} or more"
+            ]
+        )
 
 
 def spent(spending: Spending | None, round: int) -> Mapping[str, float]:

@@ -67,6 +67,7 @@ class Judged:
         idle_fraction: of the workers' time, where the grid knows it.
         secure_wall_seconds: of secure aggregation, without the training.
         skipped: nobody was asked, since the draw left nobody, or too few to hide among.
+        ended: why all of them together came to nothing, where they did.
     """
 
     updates: list[Update]
@@ -77,6 +78,7 @@ class Judged:
     idle_fraction: float | None = None
     secure_wall_seconds: float | None = None
     skipped: bool = False
+    ended: str | None = None
 
     @property
     def usable(self) -> int:

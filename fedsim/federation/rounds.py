@@ -177,7 +177,8 @@ def next_model(
         RoundFailed: with every client's row.
     """
     if not judged.usable and not (judged.skipped and aggregator.survives_nobody):
-        raise RoundFailed(f"round {round}: {why_nobody(judged.clients)}", judged.clients)
+        why = judged.ended or why_nobody(judged.clients)
+        raise RoundFailed(f"round {round}: {why}", judged.clients)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found below
             model = (

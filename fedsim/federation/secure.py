@@ -7,7 +7,7 @@ comes of them becomes rows and a sum. Its docstring says what this protects agai
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -190,18 +190,22 @@ class SecureAsker:
             words=size + 1,
             word_bits=encoding.word_bits,
         )
-        total = None
+        members: Collection[int] = ()
+        total, ended = WeightedSum(arrays={}, weight=0, clients=0), None
         try:
-            total = converse(talk, server, replace(instruction, secure_clients=len(present)))
+            found = converse(talk, server, replace(instruction, secure_clients=len(present)))
+            total, members = summed(found, encoding, arrays), found.clients
         except (SecureAggregationAborted, SecureAggregationRefused) as problem:
-            give_up(talk, plain(str(problem)))
-        rows = rows_of(talk, server, total, dense_bytes(arrays), instruction.round)
+            ended = plain(str(problem))
+            give_up(talk, ended)
+        rows = rows_of(talk, server, members, dense_bytes(arrays), instruction.round)
         rows = sorted([*rows, *absent], key=lambda row: row.client)
         return Judged(
             updates=[],
             clients=rows,
             layers=[],
-            total=summed(total, encoding, arrays),
+            total=total,
+            ended=ended,
             secure_wall_seconds=time.perf_counter() - begun - talk.waited_seconds,
         )
 
@@ -220,11 +224,18 @@ def converse(talk: Conversation, server: ServerSide, instruction: Instruction) -
     return server.unmask(talk.ask(Unmasking, server.request(inputs)))
 
 
-def summed(total: SecureSum | None, encoding: FixedPoint, arrays: Arrays) -> WeightedSum:
-    """Return the sum of the updates by array: exact, since it is one of whole numbers."""
-    if total is None:
-        return WeightedSum(arrays={}, weight=0, clients=0)
+def summed(total: SecureSum, encoding: FixedPoint, arrays: Arrays) -> WeightedSum:
+    """Return the sum of the updates by array: exact, since it is one of whole numbers.
+
+    Raises:
+        SecureAggregationRefused: it cannot be one of updates, each counted once.
+    """
     values, clients = encoding.decode(total.words)
+    if clients != len(total.clients):
+        raise SecureAggregationRefused(
+            f"secure aggregation: {clients} updates are counted in a sum of {len(total.clients)}; "
+            "a client sent something other than its update, and masks hide which"
+        )
     flat, found, first = values * (1.0 / encoding.unit), dict[str, np.ndarray](), 0
     for name in floating_names(arrays):
         size, shape = arrays[name].size, arrays[name].shape
@@ -240,10 +251,9 @@ def give_up(talk: Conversation, reason: str) -> None:
 
 
 def rows_of(
-    talk: Conversation, server: ServerSide, total: SecureSum | None, dense: int, round: int
+    talk: Conversation, server: ServerSide, in_sum: Collection[int], dense: int, round: int
 ) -> list[ClientRow]:
     """Return the clients' rows: what was said of each, never what it trained on."""
-    in_sum = set(total.clients) if total else set()
     rows = []
     for client, bill in talk.bills.items():
         status, error = standing(bill, server.exchange.refused.get(client), client in in_sum)

@@ -41,6 +41,8 @@ WORD_BYTES = 8
 # Normals that are drawn at once, so that their words and angles stay in the processor's caches.
 BLOCK = 4096
 ZEROS = bytes(4 * BLOCK * WORD_BYTES)
+# No draw is longer: 2 sqrt(64 ln 2) = 13.32.
+LARGEST_DRAW = 13.33
 
 
 class NoiseSource:
