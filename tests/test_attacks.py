@@ -26,6 +26,11 @@ DATA = Path(os.environ.get("FEDSIM_DATA_DIR") or Path(__file__).parents[2] / "sh
 SEEDS = range(3)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return load_dataset("digits")

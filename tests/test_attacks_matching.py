@@ -22,6 +22,11 @@ from fedsim.privacy.attacks.settings import Setting, mean_gradient, set_scene
 FOUND = 30.0  # dB: nobody sees a difference
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return load_dataset("digits")

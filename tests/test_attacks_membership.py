@@ -20,6 +20,11 @@ from fedsim.privacy.attacks.settings import Setting
 SMALL = Effort(members=50, shadows=8, epochs=30)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return load_dataset("digits")
