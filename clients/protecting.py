@@ -35,18 +35,32 @@ def protected_update(
     """Return a client's update as it may be seen, float64 where it was touched.
 
     Raises:
-        ValueError: the server names no noise multiplier.
+        ValueError: the server names no noise multiplier, or less than was agreed.
     """
     update = difference(after, asked.arrays)
     if not protects_itself(experiment):
         return update
-    if asked.noise_multiplier is None:
-        raise ValueError("the server asks for an update with noise and names no noise multiplier")
+    multiplier = agreed_noise(experiment, asked)
     table, cohort = experiment.privacy, experiment.server.clients_per_round
     adds = table.level == "local" or table.noise_by == "clients"
-    std = client_noise_std(table, asked.noise_multiplier, cohort) if adds else 0.0
+    std = client_noise_std(table, multiplier, cohort) if adds else 0.0
     source = noise_source(experiment, "client-noise", asked.round, client)
     return add_noise(clip_update(update, table.clipping_norm), std, source)
+
+
+def agreed_noise(experiment: Experiment, asked: flower.Instruction) -> float:
+    """Return the noise multiplier that the server names: it has solved for it, or was given it.
+
+    Raises:
+        ValueError: it names none, or less than the experiment says.
+    """
+    named, least = asked.noise_multiplier, experiment.privacy.noise_multiplier
+    if named is None or not named > 0 or named < least:
+        raise ValueError(
+            f"the server asks for noise of {named} clipping norms, and the experiment promises "
+            f"{least or 'some'}: nothing is sent"
+        )
+    return named
 
 
 def noise_source(experiment: Experiment, purpose: str, round: int, client: int) -> NoiseSource:

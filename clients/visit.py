@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from clients.figures import compression_figures, health_figures, layer_columns
+from clients.protecting import agreed_noise
 from fedsim import adversary, parts
 from fedsim.algorithms.hostile import multiplied
 from fedsim.config import Experiment
@@ -151,13 +152,11 @@ def trainer_for(experiment: Experiment, asked: Instruction, examples: Dataset) -
     """Return what trains these clients, by DP-SGD where examples are protected.
 
     Raises:
-        ValueError: they are, and the server names no noise multiplier.
+        ValueError: they are, and the server names no noise, or less than was agreed.
     """
     if experiment.privacy.level != "example":
         return parts.trainer(experiment, examples)
-    if asked.noise_multiplier is None:
-        raise ValueError("the server asks for training with noise and names no noise multiplier")
-    return parts.private_trainer(experiment, examples, asked.noise_multiplier)
+    return parts.private_trainer(experiment, examples, agreed_noise(experiment, asked))
 
 
 def initial_losses(

@@ -134,6 +134,14 @@ def shape_conflicts(e: Experiment) -> Iterator[Conflict]:
             'server that sees the updates can count; it needs privacy.level = "user", '
             "privacy.noise_by = \"server\" and no secure aggregation; or use 'fixed'",
         )
+    largest = (p.noise_cohort or e.server.clients_per_round) / 10
+    if p.clipping == "adaptive" and p.noise_multiplier >= largest:
+        yield (
+            ("privacy.clipping", "privacy.noise_multiplier", "server.clients_per_round"),
+            f"privacy.noise_multiplier = {p.noise_multiplier}: with privacy.clipping = 'adaptive' "
+            f"it has to be below {largest:g}, a tenth of the cohort, as the count of short updates "
+            "is noised too; ask more clients a round, or use 'fixed'",
+        )
     if p.noise_by == "clients" and p.level != "user":
         yield (
             ("privacy.noise_by", "privacy.level"),

@@ -16,7 +16,7 @@ Who takes part when is drawn without looking at anybody's data, and counts as kn
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,7 +25,8 @@ import numpy.typing as npt
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.privacy import accounting
-from fedsim.privacy.accounting import SENSITIVITY, Guarantee, guarantee
+from fedsim.privacy.accounting import SENSITIVITY, Guarantee, guarantee, upwards
+from fedsim.promises import LEAST_COHORT
 from fedsim.settings import PrivacyTable
 from fedsim.training import steps_of
 
@@ -50,6 +51,12 @@ class Spending:
         rounds: planned.
         protected: how many users or examples the promise is to: delta is below one over it.
         population: clients that there are.
+        chance_of_few: that some round's cohort is too small to be summed behind masks, with one
+            client more or less: then its presence decides whether others' updates count, which no
+            noise covers.
+        more_caveats: of this experiment's data.
+        repeated: rounds that were begun, broken off and done again, with other noise: what clients
+            had sent until then was sent.
         visits: for each kind of client, what a visit releases.
         kinds: (clients,), which kind each is.
         choose: from a round to who takes part; None where every round counts for everybody.
@@ -62,6 +69,14 @@ class Spending:
     kinds: Counts
     choose: Callable[[int], Sequence[int]] | None
     population: int = 0
+    chance_of_few: float = 0.0
+    more_caveats: tuple[str, ...] = ()
+    repeated: int = 0
+
+    @property
+    def delta(self) -> float:
+        """What is left of delta for the noise."""
+        return self.table.delta - self.chance_of_few
 
     @cached_property
     def noise_multiplier(self) -> float:
@@ -74,7 +89,7 @@ class Spending:
                 target_epsilon=table.target_epsilon,
                 sampling_probability=part.sampling_probability,
                 steps=part.steps,
-                delta=table.delta,
+                delta=self.delta,
                 accountant=table.accountant,
             )
             for part in self.worst_parts(self.rounds)
@@ -104,7 +119,7 @@ class Spending:
         taken = np.zeros(len(self.kinds), np.int64)
         for round in range(1, rounds + 1):
             taken[np.asarray(self.choose(round), np.int64)] += 1
-        return taken
+        return taken + self.repeated
 
     @cached_property
     def marks(self) -> frozenset[int]:
@@ -121,7 +136,7 @@ class Spending:
             sampling_probability=part.sampling_probability,
             noise_multiplier=self.noise_multiplier / SENSITIVITY[self.table.level],
             steps=part.steps,
-            delta=self.table.delta,
+            delta=self.delta,
             accountant=accountant,
         )
 
@@ -145,15 +160,16 @@ class Spending:
         nothing = Releases(sampling_probability=1.0, steps=0)
         parts = self.worst_parts(rounds) or [nothing]
         worst = max(parts, key=lambda part: self._epsilon(part, table.accountant))
-        return guarantee(
+        found = guarantee(
             level=table.level,
             sampling_probability=worst.sampling_probability,
             noise_multiplier=self.noise_multiplier,
             steps=worst.steps,
-            delta=table.delta,
+            delta=self.delta,
             accountant=table.accountant,
             caveats=tuple(self.caveats()),
         )
+        return replace(found, delta=table.delta)
 
     def caveats(self) -> list[str]:
         """Return what the guarantee does not cover, or rests on, in sentences."""
@@ -169,7 +185,21 @@ class Spending:
         }
         found = [said[table.level]]
         if table.noise_by == "clients":
-            found.append("Clients add the noise, and are trusted to.")
+            found.append(
+                "Clients add the noise, and are trusted to. Against the server, which knows whom "
+                "it drew, the bound is the one without sampling."
+            )
+        if self.chance_of_few:
+            found.append(
+                f"Of delta, {upwards(self.chance_of_few)} is for rounds whose cohort is too small "
+                "to hide in."
+            )
+        if table.epsilon_budget and self.last_round() < self.rounds:
+            found.append(
+                f"privacy.epsilon_budget = {table.epsilon_budget} allows {self.last_round()} of "
+                f"{self.rounds} rounds."
+            )
+        found += self.more_caveats
         if table.level == "user" and table.noise_cohort:
             found.append(
                 f"It is NOT of these {self.population} clients: the noise is as small as in a "
@@ -227,11 +257,22 @@ def spending_of(
             visits=visits,
             kinds=kinds.astype(np.int64),
             choose=choose,
+            more_caveats=data_caveats(experiment),
         )
     cohort = table.noise_cohort or server.clients_per_round
     scaled = clients * cohort / server.clients_per_round
     accounting.check_delta(table.delta, int(scaled))
     q = min(1.0, server.clients_per_round / clients) if table.level == "user" else 1.0
+    few = chance_of_few(clients, q, rounds) if table.secure_aggregation and q < 1 else 0.0
+    if few >= table.delta / 2:
+        raise ConfigError(
+            [
+                f"server.clients_per_round = {server.clients_per_round}: with a probability of "
+                f"{upwards(few)} some round draws fewer than {LEAST_COHORT}, too few for "
+                f"privacy.secure_aggregation to hide in, which takes half of privacy.delta = "
+                f"{table.delta} or more; ask more clients a round"
+            ]
+        )
     return Spending(
         table=table,
         rounds=rounds,
@@ -239,5 +280,31 @@ def spending_of(
         visits=[Releases(sampling_probability=q, steps=1)],
         kinds=np.zeros(clients, np.int64),
         choose=None if table.level == "user" else choose,
+        chance_of_few=few,
+        more_caveats=data_caveats(experiment),
         population=clients,
     )
+
+
+def chance_of_few(clients: int, probability: float, rounds: int) -> float:
+    """Return the chance that some round's draw is below ``LEAST_COHORT``, one client aside."""
+    from scipy.stats import binom
+
+    once = float(binom.cdf(LEAST_COHORT - 1, clients - 1, probability))
+    return min(1.0, rounds * once)
+
+
+def data_caveats(experiment: Experiment) -> tuple[str, ...]:
+    """Return what was done to the data with everybody's in view, and without noise."""
+    table = experiment.data
+    done = [
+        text
+        for used, text in (
+            (table.standardize, "data.standardize"),
+            (table.missing == "impute", 'data.missing = "impute"'),
+        )
+        if used
+    ]
+    if not done:
+        return ()
+    return (f"Statistics of all examples went into them without noise ({', '.join(done)}).",)

@@ -82,12 +82,16 @@ def main(grid: Grid, context: Context) -> None:
         LedgerWriter(ledger) as writer,
     ):
         done, last = 0, spending.last_round() if spending else settings.rounds
+        secure = secure_asker(experiment, grid, at)
         reached = partial(is_reached, settings.stop_at_accuracy)
         if checkpoint := ledger.checkpoint():
             done, arrays = checkpoint.round, checkpoint.arrays
             last = done if any(map(reached, ledger.rounds())) else last
             aggregator.restore(checkpoint.state)
             restore_states(grid, checkpoint.client_states, at.node_of)
+        if spending:
+            spending.repeated = len(ledger.manifest.resumed)
+        begun = min(done + 1, last)
         rounds = federated_rounds(
             grid,
             aggregator,
@@ -97,7 +101,7 @@ def main(grid: Grid, context: Context) -> None:
             choose=choose,
             alone=answers_alone(experiment),
             noise_multiplier=noise_multiplier,
-            secure=secure_asker(experiment, grid, at),
+            secure=secure,
             figures=partial(spent, spending),
             cut=partial(cut_cohort, experiment.train, plan, sizes),
             node_of=at.node_of,
@@ -115,19 +119,21 @@ def main(grid: Grid, context: Context) -> None:
             for outcome in rounds:
                 states = changed_states(grid, outcome.clients, at.node_of)
                 write_down(writer, outcome, aggregator, states, experiment)
-                if spending:
-                    # No round that others have seen may be made again with other noise.
+                if spending or secure:
+                    # No round that others have seen may be made again, with other noise or members.
                     writer.flush()
                 done = outcome.row.round
+                begun = min(done + 1, last)
                 if reached(outcome.row):
                     break
+            begun = done
         except RoundFailed as failure:
             writer.flush()
             ledger.append_failed_round(failure.clients)
             raise
         finally:
-            if spending:
-                ledger.promise(statement(spending.guarantee(done)))
+            if spending:  # a round that was broken off may have been seen
+                ledger.promise(statement(spending.guarantee(begun)))
 
 
 def write_down(

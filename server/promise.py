@@ -95,7 +95,8 @@ def check_range(experiment: Experiment, noise_multiplier: float) -> None:
         ConfigError: with the range that holds a clipped update and all noise that there can be.
     """
     table, cohort = experiment.privacy, experiment.server.clients_per_round
-    if not (table.secure_aggregation and table.noise_by == "clients"):
+    adds = table.noise_by == "clients" or table.level == "local"
+    if not (table.secure_aggregation and adds):
         return
     std = client_noise_std(table, noise_multiplier, cohort)
     needed = table.clipping_norm + LARGEST_DRAW * std

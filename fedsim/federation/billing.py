@@ -228,8 +228,8 @@ def bill_round(
         test_loss=evaluation.loss,
         clients_trained=trained,
         clients_failed=len(rows) - trained,
-        uplink_bytes=total("wire_bytes"),
-        downlink_bytes=total("downlink_wire_bytes"),
+        uplink_bytes=added(total("wire_bytes"), total("secure_uplink_bytes")),
+        downlink_bytes=added(total("downlink_wire_bytes"), total("secure_downlink_bytes")),
         uplink_dense_bytes=total("dense_bytes"),
         downlink_dense_bytes=total("downlink_dense_bytes"),
         train_flops=total("train_flops"),
@@ -237,6 +237,11 @@ def bill_round(
         attack_success_fraction=evaluation.attack_success,
         **figures,
     )
+
+
+def added(messages: int | None, others: int | None) -> int | None:
+    """Return the bytes of a round's training with those of secure aggregation, where it is on."""
+    return messages if messages is None or others is None else messages + others
 
 
 def global_layers(round: int, evaluation: Evaluation) -> list[LayerRow]:
