@@ -231,7 +231,20 @@ def figures_of(visit: Visit, bill: Bill) -> tuple[Columns, dict[int, Layers]]:
             for place, (before, after) in enumerate(visit.health):
                 norms = visit.digest.tensor_norms(place)
                 layers[place] = layer_columns(before, after, norms)
-    return columns | bill.shared_out(result.steps, level), layers
+    return withheld(visit.experiment, columns) | bill.shared_out(result.steps, level), layers
+
+
+def withheld(experiment: Experiment, columns: Columns) -> Columns:
+    """Return the figures without those that would tell what a client's noise covers.
+
+    Losses are of examples as they are; at level ``local`` the update is too, until it is clipped
+    and noised, while DP-SGD's is what the noise has made of it.
+    """
+    if experiment.privacy.level not in ("local", "example"):
+        return columns
+    hidden = {name: np.full_like(columns[name], np.nan) for name in RESULT if "loss" in name}
+    raw = ("update_norm", "zero_fraction") if experiment.privacy.level == "local" else ()
+    return {name: column for name, column in columns.items() if name not in raw} | hidden
 
 
 def full_columns(visit: Visit) -> Columns:

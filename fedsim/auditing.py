@@ -197,6 +197,9 @@ def refuse(table: PrivacyTable) -> None:
     elif table.noise_by != "server" and table.level == "user":
         problem = f"privacy.noise_by = {table.noise_by!r}: clients' shares of the noise are not "
         problem += "audited; use 'server'"
+    elif table.secure_aggregation:
+        problem = "privacy.secure_aggregation = true: clients clip behind masks, which is not "
+        problem += "audited; use false, whose mechanism is the same"
     elif table.noise_cohort:
         problem = f"privacy.noise_cohort = {table.noise_cohort}: promises nothing to these clients "
         problem += "that could be audited; set it to 0"

@@ -42,7 +42,7 @@ class Instruction:
     by. ``control`` is SCAFFOLD's server control variate. ``summed`` asks a block of clients for the
     sum of their models in place of each. ``clipping_norm`` is what updates are scaled down to, all
     of equal weight (infinity: as they are); None: they weigh by examples. ``noise_multiplier`` is
-    for clients that add noise themselves; ``secure_clients`` how many are summed behind masks.
+    for clients that add noise themselves; ``secure_clients`` how many could be summed behind masks.
     """
 
     round: int

@@ -148,6 +148,12 @@ def shape_conflicts(e: Experiment) -> Iterator[Conflict]:
             f"privacy.noise_by = 'clients': privacy.level = {p.level!r} says who adds the noise; "
             "leave it at 'server'",
         )
+    elif p.noise_by == "clients" and not p.secure_aggregation:
+        yield (
+            ("privacy.noise_by", "privacy.secure_aggregation"),
+            "privacy.noise_by = 'clients': each adds a share of the noise, which hides nobody whose "
+            "update the server sees alone; set privacy.secure_aggregation = true",
+        )
     if p.noise_cohort and p.level != "user":
         yield (
             ("privacy.noise_cohort", "privacy.level"),
@@ -164,6 +170,14 @@ def shape_conflicts(e: Experiment) -> Iterator[Conflict]:
 def client_conflicts(e: Experiment) -> Iterator[Conflict]:
     """Yield what clients cannot do where they clip and noise for themselves."""
     p, train = e.privacy, e.train
+    if p.level in ("example", "local") and (e.measure.level == "full" or e.measure.full_every):
+        key = "measure.level" if e.measure.level == "full" else "measure.full_every"
+        yield (
+            (key, "privacy.level"),
+            f"{key}: full figures of a client's data would go beside its noised update, and no "
+            f"noise covers them; with privacy.level = {p.level!r} use measure.level = 'light' and "
+            "full_every = 0",
+        )
     if p.level == "example":
         if train.clip_norm:
             yield (

@@ -229,6 +229,7 @@ class Manifest:
     resumed: tuple[str, ...] = ()  # when
     # By time of resumption: what was no longer as at first, by field.
     changed: dict[str, dict[str, object]] = field(default_factory=dict)
+    epsilon: float | None = None  # counted: spent in the end, see ``guarantee``
     guarantee: str | None = None  # what is promised about people's data, with all that it rests on
     # Figures that were asked for and stay blank, and why.
     blanks: dict[str, str] = field(default_factory=dict)

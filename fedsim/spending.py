@@ -124,7 +124,9 @@ class Spending:
     @cached_property
     def marks(self) -> frozenset[int]:
         """Rounds whose epsilon is written down: an accountant takes longer than a small round."""
-        return frozenset({1, *(-(-self.rounds * k // MARKS) for k in range(1, MARKS + 1))})
+        return frozenset(
+            {1, self.last_round(), *(-(-self.rounds * k // MARKS) for k in range(1, MARKS + 1))}
+        )
 
     def epsilon(self, rounds: int) -> float:
         """Return what the first rounds come to, at the table's delta."""
@@ -184,10 +186,15 @@ class Spending:
             "beside them, such as losses, are not covered.",
         }
         found = [said[table.level]]
+        if table.secure_aggregation and table.level == "user":
+            found.append("Who is drawn is to be unknown: clients that share keys know each other.")
+        if table.level == "example":
+            found.append("How many examples a client holds is public.")
         if table.noise_by == "clients":
             found.append(
-                "Clients add the noise, and are trusted to. Against the server, which knows whom "
-                "it drew, the bound is the one without sampling."
+                "Clients add the noise, and are trusted to; each rounds its share to fixed point "
+                "before the sum, which the Gaussian's proof does not cover. Of the server's own "
+                "view, which has the noise of those who came alone, nothing is said."
             )
         if self.chance_of_few:
             found.append(
@@ -220,6 +227,7 @@ def spending_of(
     clients: int,
     sizes: npt.NDArray[np.int64] | None,
     choose: Callable[[int], Sequence[int]],
+    absent: int = 0,
 ) -> Spending | None:
     """Return the account of a run; None where nothing is promised.
 
@@ -228,6 +236,7 @@ def spending_of(
         clients: how many there are.
         sizes: (clients,), the examples of each; only level ``example`` needs them.
         choose: from a round to its cohort, where cohorts have a fixed size.
+        absent: how many of the clients are never asked.
 
     Raises:
         ConfigError: nobody says how many examples there are.
@@ -263,7 +272,7 @@ def spending_of(
     scaled = clients * cohort / server.clients_per_round
     accounting.check_delta(table.delta, int(scaled))
     q = min(1.0, server.clients_per_round / clients) if table.level == "user" else 1.0
-    few = chance_of_few(clients, q, rounds) if table.secure_aggregation and q < 1 else 0.0
+    few = chance_of_few(clients - absent, q, rounds) if table.secure_aggregation and q < 1 else 0.0
     if few >= table.delta / 2:
         raise ConfigError(
             [

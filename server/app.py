@@ -68,7 +68,9 @@ def main(grid: Grid, context: Context) -> None:
     # Clients that had to be asked where they are also said what they hold, which may be only there.
     sizes = parts.partition(experiment).sizes if at.sizes is None else at.sizes
     choose = chooser(experiment, clients)
-    spending = account(experiment, clients=clients, sizes=sizes, choose=choose)
+    spending = account(
+        experiment, clients=clients, sizes=sizes, choose=choose, absent=len(at.left_out)
+    )
     noise_multiplier = spending.noise_multiplier if spending else None
     aggregator = make_bounded(
         experiment,
@@ -81,6 +83,8 @@ def main(grid: Grid, context: Context) -> None:
         open_run(experiment, about={"blocks": dataclasses.asdict(plan)}) as ledger,
         LedgerWriter(ledger) as writer,
     ):
+        if spending:  # what was broken off and is done again counts
+            spending.repeated = len(ledger.manifest.resumed)
         done, last = 0, spending.last_round() if spending else settings.rounds
         secure = secure_asker(experiment, grid, at)
         reached = partial(is_reached, settings.stop_at_accuracy)
@@ -89,8 +93,6 @@ def main(grid: Grid, context: Context) -> None:
             last = done if any(map(reached, ledger.rounds())) else last
             aggregator.restore(checkpoint.state)
             restore_states(grid, checkpoint.client_states, at.node_of)
-        if spending:
-            spending.repeated = len(ledger.manifest.resumed)
         begun = min(done + 1, last)
         rounds = federated_rounds(
             grid,
@@ -133,7 +135,8 @@ def main(grid: Grid, context: Context) -> None:
             raise
         finally:
             if spending:  # a round that was broken off may have been seen
-                ledger.promise(statement(spending.guarantee(begun)))
+                found = spending.guarantee(begun)
+                ledger.promise(statement(found), found.epsilon)
 
 
 def write_down(

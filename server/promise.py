@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
+from fedsim import parts
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.federation.sampling import Whereabouts, choose_clients, draw_clients
@@ -53,6 +55,7 @@ def secure_asker(experiment: Experiment, grid: Grid, at: Whereabouts) -> SecureA
         node_of=at.node_of,
         timeout_seconds=experiment.server.round_timeout_seconds,
         run=secrets.token_bytes(16),
+        clients=parts.clients(experiment),
         value_range=experiment.privacy.value_range,
         left_out=at.left_out,
     )
@@ -64,14 +67,22 @@ def account(
     clients: int,
     sizes: npt.NDArray[np.int64] | None,
     choose: Choose,
+    absent: int = 0,
 ) -> Spending | None:
     """Return the run's account of privacy, and say what the whole run will come to.
 
     Raises:
         ConfigError: the promise cannot be made to those who are there.
     """
-    spending = spending_of(experiment, clients=clients, sizes=sizes, choose=choose)
+    spending = spending_of(experiment, clients=clients, sizes=sizes, choose=choose, absent=absent)
     if spending is not None:
+        if math.isinf(spending.epsilon(spending.rounds)):
+            raise ConfigError(
+                [
+                    f"privacy.noise_multiplier = {spending.noise_multiplier}: so little noise "
+                    "promises nothing (epsilon is infinite); raise it, or give a target_epsilon"
+                ]
+            )
         last = spending.last_round()
         if not last:
             budget, first = experiment.privacy.epsilon_budget, spending.epsilon(1)

@@ -100,7 +100,7 @@ def test_noise_is_over_the_expected_cohort_whoever_came() -> None:
 
 def test_what_clients_noised_is_topped_up_to_what_was_promised() -> None:
     share = 2.0 / math.sqrt(10)  # of ten expected, four came
-    aggregator = made(**{"privacy.noise_by": "clients"})
+    aggregator = made(**{"privacy.noise_by": "clients", "privacy.secure_aggregation": True})
     assert aggregator._client_std == pytest.approx(share)
     here, there = aggregator._noise_stds(4)
     assert math.hypot(here, there) == pytest.approx(2.0)

@@ -966,7 +966,9 @@ MANIFEST_V2 = MANIFEST_V1.replace('"format_version": 1', '"format_version": 2').
 )
 MANIFEST_V3 = MANIFEST_V2.replace('"format_version": 2', '"format_version": 3')
 MANIFEST_V4 = MANIFEST_V3.replace('"format_version": 3', '"format_version": 4')
-MANIFEST_V5 = MANIFEST_V4.replace('"format_version": 4', '"guarantee": null, "format_version": 5')
+MANIFEST_V5 = MANIFEST_V4.replace(
+    '"format_version": 4', '"guarantee": null, "epsilon": null, "format_version": 5'
+)
 MANIFESTS = {
     **{1: MANIFEST_V1, 2: MANIFEST_V2, 3: MANIFEST_V3, 4: MANIFEST_V4},
     5: MANIFEST_V5,

@@ -107,7 +107,7 @@ def test_a_simulation_is_called_as_flower_s() -> None:
             Manifest,
             "format_version name status created updated finished error rounds_planned "
             "wall_seconds model_sha256 config_hash engine threads pid host command python platform "
-            "processor cores versions commit library_paths resumed changed guarantee "
+            "processor cores versions commit library_paths resumed changed epsilon guarantee "
             "blanks",
         ),
     ],

@@ -202,7 +202,10 @@ def test_a_budget_of_less_than_a_round_is_refused() -> None:
 
 CAVEATS: list[tuple[dict[str, object], str]] = [
     ({}, "the server sees every update, and the ledger's figures"),
-    ({"privacy__secure_aggregation": True}, "the server sees every update only in sums,"),
+    (
+        {"privacy__secure_aggregation": True, "server__clients_per_round": 40},
+        "the server sees every update only in sums,",
+    ),
     ({"privacy__level": "local"}, "of each update as it leaves the client"),
     ({"privacy__level": "example"}, "of each client's models as they leave it"),
     ({"privacy__noise_by": "clients"}, "Clients add the noise, and are trusted to."),

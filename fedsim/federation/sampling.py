@@ -59,7 +59,7 @@ def draw_clients(source: NoiseSource, *, clients: int, probability: float) -> li
     What makes this a sampling that privacy accountants know is that no draw depends on another,
     and that nobody else knows them.
     """
-    return [int(client) for client in np.flatnonzero(source.uniform(clients) < probability)]
+    return [int(client) for client in np.flatnonzero(source.bernoulli(probability, clients))]
 
 
 def locate_clients(

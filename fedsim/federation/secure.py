@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -88,7 +88,7 @@ class Conversation:
             )
             for client, request in requests.items()
         }
-        with self._waiting() if trains else timed():
+        with self._waiting() if trains else nullcontext():
             came = send_and_receive(
                 self.grid, list(messages.values()), timeout_seconds=self.timeout_seconds
             )
@@ -138,18 +138,14 @@ class Conversation:
         return []
 
 
-@contextmanager
-def timed() -> Iterator[None]:
-    """Do nothing: what is not training is timed as a whole."""
-    yield
-
-
 @dataclass(frozen=True, kw_only=True)
 class SecureAsker:
     """Asks a cohort for the sum of its updates; see :class:`fedsim.federation.asking.Asker`.
 
     Attributes:
         run: bytes that no other start of a server has, to which keys and messages are bound.
+        clients: how many the federation has, by which the fixed point is chosen: a cohort's size is
+            drawn, and its step must not tell it.
         value_range: parts of an update beyond it are cut by the clients.
     """
 
@@ -157,6 +153,7 @@ class SecureAsker:
     node_of: Callable[[int], int]
     timeout_seconds: float
     run: bytes
+    clients: int
     value_range: float
     left_out: Mapping[int, str] = field(default_factory=dict)
 
@@ -182,7 +179,7 @@ class SecureAsker:
             timeout_seconds=self.timeout_seconds,
             bills={client: Bill() for client in present},
         )
-        encoding = FixedPoint.fitting(value_range=self.value_range, clients=len(present))
+        encoding = FixedPoint.fitting(value_range=self.value_range, clients=self.clients)
         size = sum(arrays[name].size for name in floating_names(arrays))
         server = ServerSide(
             Session(run=self.run, round=instruction.round),
@@ -193,7 +190,7 @@ class SecureAsker:
         members: Collection[int] = ()
         total, ended = WeightedSum(arrays={}, weight=0, clients=0), None
         try:
-            found = converse(talk, server, replace(instruction, secure_clients=len(present)))
+            found = converse(talk, server, replace(instruction, secure_clients=self.clients))
             total, members = summed(found, encoding, arrays), found.clients
         except (SecureAggregationAborted, SecureAggregationRefused) as problem:
             ended = plain(str(problem))

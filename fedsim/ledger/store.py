@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -213,13 +214,15 @@ class Ledger:
             write_manifest(self.directory, noted)
             self.manifest = noted
 
-    def promise(self, guarantee: str) -> None:
+    def promise(self, guarantee: str, epsilon: float) -> None:
         """Write into the manifest what is promised about people's data; ``finish`` keeps it.
 
         Args:
             guarantee: with everything that it rests on, in sentences.
+            epsilon: what was spent; an infinite one is none, and stays blank.
         """
-        self.manifest = replace(self.manifest, guarantee=guarantee)
+        spent = epsilon if math.isfinite(epsilon) else None
+        self.manifest = replace(self.manifest, guarantee=guarantee, epsilon=spent)
 
     def finish(
         self,

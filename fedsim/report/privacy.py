@@ -201,10 +201,8 @@ def promises_of(study: Study, by_arm: Mapping[Values, Sequence[Run]]) -> list[Pr
 
 def spent_by(runs: Sequence[Run]) -> float | None:
     """Return the largest epsilon that a run came to; None where a run does not say."""
-    spent = [run.rounds.epsilon.dropna() for run in runs]
-    if any(not len(epsilon) for epsilon in spent):
-        return None
-    return max(float(epsilon.iloc[-1]) for epsilon in spent)
+    spent = [run.manifest.epsilon for run in runs]
+    return None if None in spent or not spent else max(e for e in spent if e is not None)
 
 
 def study_section(study: Study, by_arm: Mapping[Values, Sequence[Run]]) -> Section | None:

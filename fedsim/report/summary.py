@@ -34,7 +34,7 @@ def run_summary(path: Path) -> dict[str, Any]:
 
     Accuracies are in [0, 1]; ``test_accuracy`` and ``test_loss`` are of the last evaluated round.
 
-    - Counted: ``epsilon`` (at the last round that has it; ``guarantee`` says of what),
+    - Counted: ``epsilon`` (spent in the end; ``guarantee`` says of what),
       ``attack_success_fraction`` (of the last evaluated round), ``uplink_bytes`` and
       ``downlink_bytes`` (serialised messages), the dense payloads in them, ``train_flops``,
       ``local_accuracy`` (of the clients' own models after training, in the last round that looked).
@@ -76,7 +76,7 @@ def run_summary(path: Path) -> dict[str, Any]:
         "device": run.config.get("measure", {}).get("device") or None,
         "modelled_seconds": total(used.modelled_seconds) or None,
         "modelled_joules": total(used.modelled_joules) or None,
-        "epsilon": last_value(rounds.epsilon),
+        "epsilon": run.manifest.epsilon,
         "attack_success_fraction": last_value(rounds.attack_success_fraction),
         "guarantee": run.manifest.guarantee,
         "blanks": run.manifest.blanks,
