@@ -103,8 +103,9 @@ def scalar_model() -> nn.Linear:
 
 def test_a_step_by_hand() -> None:
     """x = 2 of class 0 has the gradient (-1, 1), which is clipped; 0.4 of class 1 has (.2, -.2)."""
-    model, x = scalar_model(), torch.tensor([[2.0], [0.4], [9.0], [9.0]])
-    told = Told(uniform=[[0.49, 0.0, 0.5, 0.99]], normal=[[1.0, -2.0]])
+    model, x = scalar_model(), torch.tensor([[2.0], [0.4], [0.0], [9.0]])
+    # A third one, whose gradient is 0, is drawn too: the divisor stays the expected batch, 2.
+    told = Told(uniform=[[0.49, 0.0, 0.2, 0.5]], normal=[[1.0, -2.0]])
     done = train_privately(
         model,
         x,
