@@ -175,6 +175,5 @@ def attacks_page(directory: Path) -> Page:
     return Page(
         title=f"{directory.name}: fedsim",
         question=f"What leaks from an update, by activation: {datasets}",
-        picture=sections[0].picture if sections else None,
         sections=sections,
     )

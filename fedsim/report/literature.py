@@ -13,7 +13,8 @@ from fedsim.study.verdicts import Decision, Verdict
 class Claim:
     """A published comparison with ReLU at an epsilon of 1, in points of accuracy.
 
-    ``points`` is what was found; None where the publication speaks of a direction alone.
+    ``points`` is what was found; None where the publication speaks of a direction alone. The
+    activation may have any parameters.
     """
 
     activation: str
@@ -62,7 +63,9 @@ def beside_the_literature(title: str, data: StudyData) -> list[str]:
             continue
         for verdict in data.verdicts:
             arm, reference = dict(verdict.hypothesis.arm), dict(verdict.hypothesis.reference)
-            pair = (arm.get("model.activation"), reference.get("model.activation"))
+            pair = tuple(
+                str(side.get("model.activation")).partition("(")[0] for side in (arm, reference)
+            )
             # What was published is of DP-SGD, which protects examples.
             published = (arm.get("privacy.level"), arm.get("privacy.target_epsilon"))
             if pair == (claim.activation, "relu") and published == ("example", 1.0):

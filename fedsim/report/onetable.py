@@ -35,13 +35,13 @@ from fedsim.report.study import STATISTICS, StudyData, labelled, verdicts_sectio
 from fedsim.report.tables import with_interval
 from fedsim.report.verdicts import sentence
 from fedsim.study.design import Study, Values
-from fedsim.study.figures import figures_of
+from fedsim.study.figures import spent_until
 from fedsim.study.statistics import LEVEL, intervals
 from fedsim.study.verdicts import Verdict
 
 ACTIVATION = "model.activation"
 COMPARED_BATCH = 8  # of an attack that was measured at several, the nearest to it is in the table
-# What a run costs: title, figure, how it is printed.
+# What a run costs: title, cost (as in fedsim.study.figures.COSTS), how it is printed.
 COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("training (counted)", "train_flops", units.flops),
     ("client CPU (measured)", "cpu_seconds", units.seconds),
@@ -240,11 +240,16 @@ def costs_of(part: Part) -> dict[str, tuple[str, ...]]:
         runs = part.by_arm[arm]
         name = ", ".join(str(v) for k, v in arm if not k.startswith("privacy."))
         if runs and name not in found:
-            figures = [figures_of(run, ()) for run in runs]
             found[name] = tuple(
-                cost_text([of_run[figure] for of_run in figures], unit) for _, figure, unit in COSTS
+                cost_text([spent_on(run, cost) for run in runs], unit) for _, cost, unit in COSTS
             )
     return found
+
+
+def spent_on(run: Run, cost: str) -> float | None:
+    """Return what a whole run spent; None where a round does not say."""
+    spent = float(spent_until(run.rounds, cost)[-1])
+    return None if np.isnan(spent) else spent
 
 
 def cost_text(values: Sequence[float | None], unit: Callable[[float], str]) -> str:
