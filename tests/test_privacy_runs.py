@@ -227,7 +227,7 @@ def test_cohorts_are_binomial(make_experiment: Make) -> None:
     sizes = np.array([len(cohort) for cohort in cohorts])
     assert abs(sizes.mean() - 4) < 5 * np.sqrt(2 / 2000)
     assert abs(sizes.var() - 2) < 5 * 2 * np.sqrt(2 / 2000)
-    taken = np.bincount(np.concatenate(cohorts), minlength=8)
+    taken = np.bincount([client for cohort in cohorts for client in cohort], minlength=8)
     assert (abs(taken - 1000) < 5 * np.sqrt(500)).all()
     assert all(cohort == sorted(set(cohort)) for cohort in cohorts)
     assert {len(choose(round)) for round in range(1, 2001)} >= {0, 8}
