@@ -5,6 +5,7 @@ docs/decisions/0011-cohorts.md says who is asked how, and why blocks are part of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -178,6 +179,8 @@ def clipped(judged: Judged, instruction: Instruction) -> Judged:
     norms = [update_norm(instruction.arrays, update.arrays) for update in judged.updates]
     weights = clip_weights(np.array(norms), instruction.clipping_norm).tolist()
     updates = [replace(u, weight=w) for u, w in zip(judged.updates, weights, strict=True)]
+    if math.isinf(instruction.clipping_norm):  # they weigh the same, and nothing was cut
+        return replace(judged, updates=updates)
     scale = {u.client: u.weight / UNIT for u in updates}
     rows = [replace(row, clip_scale=scale.get(row.client)) for row in judged.clients]
     return replace(judged, updates=updates, clients=rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -166,6 +167,11 @@ class CohortAnswer:
                 initial_loss=None if initial is None else float(initial[i]),
             )
 
+    @property
+    def _only_weighs(self) -> bool:
+        """Whether updates weigh the same, and none was cut."""
+        return self.instruction.clipping_norm == math.inf
+
     def _column(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         if name not in self._columns:
             blank: Any = np.nan if dtype.kind == "f" else 0
@@ -189,7 +195,7 @@ class CohortAnswer:
         columns = {
             name: blanked(values, self._present[name])
             for name, values in self._columns.items()
-            if name != INITIAL_LOSS
+            if name != INITIAL_LOSS and not (name == CLIP_SCALE and self._only_weighs)
         }
         if self._problems:
             told = [self._problems.get(place, ("ok", None)) for place in range(len(self._clients))]

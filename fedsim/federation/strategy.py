@@ -212,9 +212,11 @@ class FlowerAggregator:
             self._strategy.current_arrays = None  # FedAvgM would keep its own, unrounded copy
         if hasattr(self._strategy, "client_learning_rate"):
             self._strategy.client_learning_rate = learning_rate
-        # It makes a message for every node that it sees; we make our own.
+        # It makes a message for every node that it sees, and we make our own; but for a node that
+        # is not there, as in a cohort that nobody was drawn for, it would wait for ever.
+        anybody = ChosenNodes(nodes[:1] or [SOMEBODY])
         self._strategy.configure_train(
-            round + self._kind.round_offset, held(arrays), ConfigRecord(), ChosenNodes(nodes[:1])
+            round + self._kind.round_offset, held(arrays), ConfigRecord(), anybody
         )
         return Instruction(
             round=round,
