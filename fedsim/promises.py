@@ -125,6 +125,7 @@ def protected_people(e: Experiment) -> float:
 def shape_conflicts(e: Experiment) -> Iterator[Conflict]:
     """Yield variants that belong to another level."""
     p = e.privacy
+    largest = (p.noise_cohort or e.server.clients_per_round) / 10
     if p.clipping == "adaptive" and (
         p.level != "user" or p.noise_by != "server" or p.secure_aggregation
     ):
@@ -134,8 +135,7 @@ def shape_conflicts(e: Experiment) -> Iterator[Conflict]:
             'server that sees the updates can count; it needs privacy.level = "user", '
             "privacy.noise_by = \"server\" and no secure aggregation; or use 'fixed'",
         )
-    largest = (p.noise_cohort or e.server.clients_per_round) / 10
-    if p.clipping == "adaptive" and p.noise_multiplier >= largest:
+    elif p.clipping == "adaptive" and p.noise_multiplier >= largest:
         yield (
             ("privacy.clipping", "privacy.noise_multiplier", "server.clients_per_round"),
             f"privacy.noise_multiplier = {p.noise_multiplier}: with privacy.clipping = 'adaptive' "

@@ -10,7 +10,7 @@ import pytest
 
 from fedsim.algorithms.sums import WeightedSum, block_sum
 from fedsim.config import from_flat
-from fedsim.errors import ConfigError, PrivacyError
+from fedsim.errors import ConfigError
 from fedsim.federation.bounded import CLIPPING, BoundedMean, make_bounded, mean_update
 from fedsim.privacy.clipping import UNIT, clip_weights
 from fedsim.privacy.noise import NoiseSource, source_of
@@ -162,7 +162,7 @@ def test_a_larger_cohort_is_imitated() -> None:
 
 
 def test_too_few_for_adaptive_clipping_is_said() -> None:
-    with pytest.raises(PrivacyError, match="fixed clipping"):
+    with pytest.raises(ConfigError, match="use 'fixed'"):
         made(**{"privacy.clipping": "adaptive", "privacy.noise_multiplier": 1.0})
 
 

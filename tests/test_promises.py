@@ -104,7 +104,7 @@ CONFLICTS: list[tuple[Flat, Flat, str, str, str]] = [
     (LOCAL, {"privacy.clipping": "adaptive"}, "'adaptive'", "only a server", "use 'fixed'"),
     (EXAMPLE, {"privacy.clipping": "adaptive"}, "'adaptive'", "only a server", "use 'fixed'"),
     (
-        USER | {"privacy.noise_by": "clients"},
+        USER | SECURE | {"privacy.noise_by": "clients"},
         {"privacy.clipping": "adaptive"},
         "privacy.clipping = 'adaptive'",
         "only a server that sees the updates",
@@ -115,6 +115,16 @@ CONFLICTS: list[tuple[Flat, Flat, str, str, str]] = [
         {"privacy.clipping": "adaptive"},
         "privacy.clipping = 'adaptive'",
         "only a server that sees the updates",
+        "use 'fixed'",
+    ),
+    (USER, {"privacy.noise_by": "clients"}, "noise_by = 'clients'", "hides nobody", "= true"),
+    (LOCAL, {"measure.level": "full"}, "measure.level", "no noise covers", "'light'"),
+    (EXAMPLE, {"measure.full_every": 2}, "measure.full_every", "no noise covers", "'light'"),
+    (
+        USER,
+        {"privacy.clipping": "adaptive"},
+        "privacy.noise_multiplier = 1.0",
+        "the count of short updates",
         "use 'fixed'",
     ),
     (LOCAL, {"privacy.noise_by": "clients"}, "noise_by = 'clients'", "'local' says", "'server'"),
@@ -139,7 +149,7 @@ CONFLICTS: list[tuple[Flat, Flat, str, str, str]] = [
     (LOCAL, {"update.codec": "int8"}, "update.codec = 'int8'", "carries noise", "'none'"),
     (LOCAL, {"update.coder": "zstd"}, "update.coder = 'zstd'", "carries noise", "'none'"),
     (
-        USER | {"privacy.noise_by": "clients"},
+        LOCAL,
         {"update.codec": "topk"},
         "update.codec = 'topk'",
         "error feedback would send what was clipped",
@@ -208,8 +218,8 @@ def test_a_linear_strategy_is_accepted(sound: Flat, strategy: str) -> None:
 
 
 NEIGHBOURS: dict[str, Flat] = {
-    "adaptive at the server": USER | {"privacy.clipping": "adaptive"},
-    "noise by clients": USER | {"privacy.noise_by": "clients"},
+    "adaptive at the server": USER
+    | {"privacy.clipping": "adaptive", "privacy.noise_multiplier": 0.5},
     "noise by clients behind masks": USER | SECURE | {"privacy.noise_by": "clients"},
     "local behind masks": LOCAL | SECURE,
     "example behind masks": EXAMPLE | SECURE,
@@ -230,7 +240,6 @@ NEIGHBOURS: dict[str, Flat] = {
     "the least that can hide": SECURE | {"server.clients_per_round": LEAST_COHORT},
     "one client in the cohort": USER | {"server.clients_per_round": 1},
     "everybody in every round": USER | {"server.clients_per_round": 100},
-    "full measures of noised updates": LOCAL | {"measure.level": "full"},
     "noise from the seed": USER | {"privacy.reproducible_noise": True},
     "a share of hostile clients that do nothing": FEDERATION | {"adversary.fraction": 0.2},
     "hostile clients under a promise": USER | HOSTILE,
@@ -296,10 +305,13 @@ COMMANDS: dict[str, tuple[Flat, str]] = {
     ),
     "too few for adaptive clipping": (
         USER | {"privacy.clipping": "adaptive", "server.clients_per_round": 4},
-        "fixed clipping",
+        "use 'fixed'",
     ),
     "noise that masks would cut": (
-        USER | SECURE | {"privacy.noise_by": "clients", "privacy.clipping_norm": 50.0},
+        USER
+        | SECURE
+        | {"privacy.noise_by": "clients", "privacy.clipping_norm": 50.0}
+        | {"server.clients_per_round": 50},
         "privacy.value_range = 8.0",
     ),
 }
