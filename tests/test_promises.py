@@ -20,7 +20,7 @@ Flat = dict[str, object]
 FEDERATION: Flat = {"data.clients": 100, "server.clients_per_round": 10}
 NOISE: Flat = {
     "privacy.clipping_norm": 1.0,
-    "privacy.noise_multiplier": 1.0,
+    "privacy.noise_multiplier": 0.9,
     "privacy.delta": 1e-4,
 }
 USER: Flat = FEDERATION | NOISE | {"privacy.level": "user"}
@@ -73,7 +73,7 @@ CONFLICTS: list[tuple[Flat, Flat, str, str, str]] = [
     (
         USER,
         {"privacy.target_epsilon": 2.0},
-        "privacy.noise_multiplier = 1.0",
+        "privacy.noise_multiplier = 0.9",
         "privacy.target_epsilon = 2.0 is solved",
         "give one of the two",
     ),
@@ -104,7 +104,7 @@ CONFLICTS: list[tuple[Flat, Flat, str, str, str]] = [
     (LOCAL, {"privacy.clipping": "adaptive"}, "'adaptive'", "only a server", "use 'fixed'"),
     (EXAMPLE, {"privacy.clipping": "adaptive"}, "'adaptive'", "only a server", "use 'fixed'"),
     (
-        USER | {"privacy.noise_by": "clients"},
+        USER | SECURE | {"privacy.noise_by": "clients"},
         {"privacy.clipping": "adaptive"},
         "privacy.clipping = 'adaptive'",
         "only a server that sees the updates",
@@ -138,13 +138,17 @@ CONFLICTS: list[tuple[Flat, Flat, str, str, str]] = [
     (EXAMPLE, {"train.batch_size": 0}, "train.batch_size = 0", "probability", "expected size"),
     (LOCAL, {"update.codec": "int8"}, "update.codec = 'int8'", "carries noise", "'none'"),
     (LOCAL, {"update.coder": "zstd"}, "update.coder = 'zstd'", "carries noise", "'none'"),
+    (USER, {"privacy.noise_by": "clients"}, "noise_by = 'clients'", "sees alone", "= true"),
     (
-        USER | {"privacy.noise_by": "clients"},
-        {"update.codec": "topk"},
-        "update.codec = 'topk'",
-        "error feedback would send what was clipped",
-        "leave it at 'none'",
+        USER | {"privacy.clipping": "adaptive"},
+        {"privacy.noise_multiplier": 1.0},
+        "privacy.noise_multiplier = 1.0",
+        "a tenth of the cohort, as the count of short updates is noised too",
+        "use 'fixed'",
     ),
+    (LOCAL, {"measure.level": "full"}, "measure.level: full", "no noise covers", "'light'"),
+    (LOCAL, {"measure.full_every": 5}, "measure.full_every: full", "no noise", "full_every = 0"),
+    (EXAMPLE, {"measure.level": "full"}, "measure.level: full", "no noise covers", "'light'"),
     (FEDERATION, {"privacy.noise_multiplier": 1.0}, "noise_multiplier = 1.0", "no noise", "set"),
     (FEDERATION, {"privacy.target_epsilon": 3.0}, "target_epsilon = 3.0", "no noise", '"example"'),
     (FEDERATION, {"privacy.epsilon_budget": 3.0}, "epsilon_budget = 3.0", "spends no", '"local"'),
@@ -209,7 +213,6 @@ def test_a_linear_strategy_is_accepted(sound: Flat, strategy: str) -> None:
 
 NEIGHBOURS: dict[str, Flat] = {
     "adaptive at the server": USER | {"privacy.clipping": "adaptive"},
-    "noise by clients": USER | {"privacy.noise_by": "clients"},
     "noise by clients behind masks": USER | SECURE | {"privacy.noise_by": "clients"},
     "local behind masks": LOCAL | SECURE,
     "example behind masks": EXAMPLE | SECURE,
@@ -230,7 +233,7 @@ NEIGHBOURS: dict[str, Flat] = {
     "the least that can hide": SECURE | {"server.clients_per_round": LEAST_COHORT},
     "one client in the cohort": USER | {"server.clients_per_round": 1},
     "everybody in every round": USER | {"server.clients_per_round": 100},
-    "full measures of noised updates": LOCAL | {"measure.level": "full"},
+    "full measures where the server sees updates": USER | {"measure.level": "full"},
     "noise from the seed": USER | {"privacy.reproducible_noise": True},
     "a share of hostile clients that do nothing": FEDERATION | {"adversary.fraction": 0.2},
     "hostile clients under a promise": USER | HOSTILE,
@@ -296,10 +299,16 @@ COMMANDS: dict[str, tuple[Flat, str]] = {
     ),
     "too few for adaptive clipping": (
         USER | {"privacy.clipping": "adaptive", "server.clients_per_round": 4},
-        "fixed clipping",
+        "use 'fixed'",
     ),
     "noise that masks would cut": (
-        USER | SECURE | {"privacy.noise_by": "clients", "privacy.clipping_norm": 50.0},
+        USER
+        | SECURE
+        | {
+            "privacy.noise_by": "clients",
+            "privacy.clipping_norm": 50.0,
+            "server.clients_per_round": 50,
+        },
         "privacy.value_range = 8.0",
     ),
 }
