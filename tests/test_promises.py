@@ -20,7 +20,7 @@ Flat = dict[str, object]
 FEDERATION: Flat = {"data.clients": 100, "server.clients_per_round": 10}
 NOISE: Flat = {
     "privacy.clipping_norm": 1.0,
-    "privacy.noise_multiplier": 1.0,
+    "privacy.noise_multiplier": 0.9,
     "privacy.delta": 1e-4,
 }
 USER: Flat = FEDERATION | NOISE | {"privacy.level": "user"}
@@ -73,7 +73,7 @@ CONFLICTS: list[tuple[Flat, Flat, str, str, str]] = [
     (
         USER,
         {"privacy.target_epsilon": 2.0},
-        "privacy.noise_multiplier = 1.0",
+        "privacy.noise_multiplier = 0.9",
         "privacy.target_epsilon = 2.0 is solved",
         "give one of the two",
     ),
@@ -117,16 +117,6 @@ CONFLICTS: list[tuple[Flat, Flat, str, str, str]] = [
         "only a server that sees the updates",
         "use 'fixed'",
     ),
-    (USER, {"privacy.noise_by": "clients"}, "noise_by = 'clients'", "hides nobody", "= true"),
-    (LOCAL, {"measure.level": "full"}, "measure.level", "no noise covers", "'light'"),
-    (EXAMPLE, {"measure.full_every": 2}, "measure.full_every", "no noise covers", "'light'"),
-    (
-        USER,
-        {"privacy.clipping": "adaptive"},
-        "privacy.noise_multiplier = 1.0",
-        "the count of short updates",
-        "use 'fixed'",
-    ),
     (LOCAL, {"privacy.noise_by": "clients"}, "noise_by = 'clients'", "'local' says", "'server'"),
     (
         EXAMPLE,
@@ -148,13 +138,17 @@ CONFLICTS: list[tuple[Flat, Flat, str, str, str]] = [
     (EXAMPLE, {"train.batch_size": 0}, "train.batch_size = 0", "probability", "expected size"),
     (LOCAL, {"update.codec": "int8"}, "update.codec = 'int8'", "carries noise", "'none'"),
     (LOCAL, {"update.coder": "zstd"}, "update.coder = 'zstd'", "carries noise", "'none'"),
+    (USER, {"privacy.noise_by": "clients"}, "noise_by = 'clients'", "sees alone", "= true"),
     (
-        LOCAL,
-        {"update.codec": "topk"},
-        "update.codec = 'topk'",
-        "error feedback would send what was clipped",
-        "leave it at 'none'",
+        USER | {"privacy.clipping": "adaptive"},
+        {"privacy.noise_multiplier": 1.0},
+        "privacy.noise_multiplier = 1.0",
+        "a tenth of the cohort, as the count of short updates is noised too",
+        "use 'fixed'",
     ),
+    (LOCAL, {"measure.level": "full"}, "measure.level: full", "no noise covers", "'light'"),
+    (LOCAL, {"measure.full_every": 5}, "measure.full_every: full", "no noise", "full_every = 0"),
+    (EXAMPLE, {"measure.level": "full"}, "measure.level: full", "no noise covers", "'light'"),
     (FEDERATION, {"privacy.noise_multiplier": 1.0}, "noise_multiplier = 1.0", "no noise", "set"),
     (FEDERATION, {"privacy.target_epsilon": 3.0}, "target_epsilon = 3.0", "no noise", '"example"'),
     (FEDERATION, {"privacy.epsilon_budget": 3.0}, "epsilon_budget = 3.0", "spends no", '"local"'),
@@ -218,8 +212,7 @@ def test_a_linear_strategy_is_accepted(sound: Flat, strategy: str) -> None:
 
 
 NEIGHBOURS: dict[str, Flat] = {
-    "adaptive at the server": USER
-    | {"privacy.clipping": "adaptive", "privacy.noise_multiplier": 0.5},
+    "adaptive at the server": USER | {"privacy.clipping": "adaptive"},
     "noise by clients behind masks": USER | SECURE | {"privacy.noise_by": "clients"},
     "local behind masks": LOCAL | SECURE,
     "example behind masks": EXAMPLE | SECURE,
@@ -240,6 +233,7 @@ NEIGHBOURS: dict[str, Flat] = {
     "the least that can hide": SECURE | {"server.clients_per_round": LEAST_COHORT},
     "one client in the cohort": USER | {"server.clients_per_round": 1},
     "everybody in every round": USER | {"server.clients_per_round": 100},
+    "full measures where the server sees updates": USER | {"measure.level": "full"},
     "noise from the seed": USER | {"privacy.reproducible_noise": True},
     "a share of hostile clients that do nothing": FEDERATION | {"adversary.fraction": 0.2},
     "hostile clients under a promise": USER | HOSTILE,
@@ -310,8 +304,11 @@ COMMANDS: dict[str, tuple[Flat, str]] = {
     "noise that masks would cut": (
         USER
         | SECURE
-        | {"privacy.noise_by": "clients", "privacy.clipping_norm": 50.0}
-        | {"server.clients_per_round": 50},
+        | {
+            "privacy.noise_by": "clients",
+            "privacy.clipping_norm": 50.0,
+            "server.clients_per_round": 50,
+        },
         "privacy.value_range = 8.0",
     ),
 }

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from fedsim.config import Experiment
 from fedsim.engine import SimulationGrid
-from fedsim.errors import RunFailed
+from fedsim.errors import ConfigError, RunFailed
 from fedsim.federation.rounds import RoundFailed
 from fedsim.flower import METRICS, SECURE
 from fedsim.ledger.read import Run, load
@@ -354,7 +354,7 @@ def last_word(more: int) -> Callable[[dict[str, Any]], object]:
 
     def change(record: dict[str, Any]) -> None:
         words = np.frombuffer(record["words"], "<u4").copy()
-        words[-1:] += np.array([more], np.int64).astype(np.uint32)
+        words[-1:] += np.array([more]).astype(np.uint32)
         record["words"] = words.tobytes()
 
     return change
@@ -453,20 +453,26 @@ def test_clients_share_the_noise_beneath_their_masks(
 def test_a_draw_that_is_too_small_to_hide_in_is_noise_alone(
     make_experiment: Make, run_inline: RunInline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Poisson cohorts of three expected among five: some have two, and are not asked."""
-    monkeypatch.setattr("fedsim.spending.chance_of_few", lambda *_: 0.0)  # or it is refused
+    import server.promise
+
+    cohorts = iter([[0, 1, 2], [1, 4], [0, 2, 3, 4]])
+    monkeypatch.setattr(server.promise, "draw_clients", lambda *_, **__: next(cohorts))
     privacy = {**NOISE, "secure_aggregation": True}
-    changes = merged(
-        privacy=privacy, server={"clients_per_round": 3}, experiment={"rounds": 8, "seed": 1}
-    )
-    run = run_inline(make_experiment(**changes))
-    drawn = run.clients.groupby("round").status.agg(["size", lambda s: (s == "ok").sum()])
-    assert set(drawn["size"]) & {1, 2}
-    trained = run.rounds.clients_trained.tolist()
-    sizes = [int(drawn["size"].get(r, 0)) for r in range(1, 9)]
-    assert trained == [size if size >= 3 else 0 for size in sizes]
-    alone = run.clients[run.clients["round"].isin([r for r, s in enumerate(sizes, 1) if s < 3])]
-    assert alone.error.str.startswith("not asked").all()
+    run = run_inline(make_experiment(**merged(privacy=privacy, experiment={"rounds": 3})))
+    assert run.rounds.clients_trained.tolist() == [3, 0, 4]
+    alone = run.clients[run.clients["round"] == 2]
+    assert alone.error.str.startswith("not asked: secure aggregation hides").all()
+    assert run.rounds.noise_std.tolist() == [0.1] * 3
+
+
+def test_a_federation_whose_draws_may_be_too_small_is_refused(
+    make_experiment: Make, run_inline: RunInline
+) -> None:
+    privacy = {**NOISE, "secure_aggregation": True}
+    experiment = make_experiment(**merged(privacy=privacy, server={"clients_per_round": 3}))
+    with pytest.raises(ConfigError, match=r"draws fewer than 3, .*; ask more clients a round"):
+        run_inline(experiment)
+    assert not Path(experiment.run.out).exists()
 
 
 def test_secrets_of_clients_never_reach_the_run_directory(

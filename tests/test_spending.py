@@ -214,7 +214,7 @@ CAVEATS: list[tuple[dict[str, object], str]] = [
             "privacy__secure_aggregation": True,
             "server__clients_per_round": 40,
         },
-        "Clients add the noise, and are trusted to;",
+        "Clients add the noise, and are trusted to; each rounds its share",
     ),
     (
         {"privacy__noise_cohort": 500, "privacy__delta": 1e-5},
@@ -302,7 +302,7 @@ def test_a_run_ends_at_its_budget_and_says_what_it_spent(
 def test_a_resumed_run_accounts_for_all_of_its_rounds(
     make_experiment: Make, run_inline: RunInline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that breaks off says what it may have spent; gone on with, what all of it did."""
+    """A run that breaks off says what it spent until then; gone on with, what all of it did."""
     experiment = make_experiment(privacy=PRIVACY, experiment={"rounds": 5})
 
     import server.promise
@@ -322,6 +322,7 @@ def test_a_resumed_run_accounts_for_all_of_its_rounds(
             run_inline(experiment)
     first = load(experiment.run.out)
     assert (first.status, first.last_round) == ("interrupted", 3)
+    # The fourth was begun, and may have been seen.
     assert "4 rounds; accountant" in (first.manifest.guarantee or "")
     run = run_inline(
         make_experiment(
