@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -50,6 +51,7 @@ def write_run(
     accuracies: Sequence[float],
     *,
     guarantee: str = "",
+    epsilon: float = math.inf,
     client: Mapping[str, Any] = {},
     rounds: Callable[[int], Mapping[str, Any]] = lambda round: {},
 ) -> Path:
@@ -57,7 +59,7 @@ def write_run(
     manifest = new_manifest("made", config_hash="0", engine={}, rounds_planned=len(accuracies))
     with Ledger.create(path, manifest=manifest, config={"experiment": {"name": "made"}}) as ledger:
         if guarantee:
-            ledger.promise(guarantee)
+            ledger.promise(guarantee, epsilon)
         for round, accuracy in enumerate(accuracies, 1):
             ledger.append(
                 RoundRow(
@@ -146,11 +148,11 @@ def test_a_run_s_page_holds_its_promise_with_hostile_text_escaped(cli: CLI, tmp_
 
 LEVEL, EPSILON, ACTIVATION = "privacy.level", "privacy.target_epsilon", "model.activation"
 AXES = {
-    LEVEL: ("none", "user"),
+    LEVEL: ("none", "example"),
     EPSILON: (0.0, 1.0, 8.0),
     ACTIVATION: ("relu", "tanh"),
 }
-SKIPPED = ({LEVEL: ("none",), EPSILON: (1.0, 8.0)}, {LEVEL: ("user",), EPSILON: (0.0,)})
+SKIPPED = ({LEVEL: ("none",), EPSILON: (1.0, 8.0)}, {LEVEL: ("example",), EPSILON: (0.0,)})
 
 
 def made_data(directory: Path, *, better: float, seeds: int = 4, missing: int = 0) -> StudyData:
@@ -173,8 +175,8 @@ def made_data(directory: Path, *, better: float, seeds: int = 4, missing: int = 
         targets=(0.9,),
         hypotheses=tuple(
             Hypothesis(
-                arm=arm("user", epsilon, "tanh"),
-                reference=arm("user", epsilon, "relu"),
+                arm=arm("example", epsilon, "tanh"),
+                reference=arm("example", epsilon, "relu"),
                 endpoint="test_accuracy",
                 claim="better",
                 margin=0.005,
@@ -188,7 +190,7 @@ def made_data(directory: Path, *, better: float, seeds: int = 4, missing: int = 
     for seed in study.seeds:
         for one in study.arms:
             values = dict(one)
-            private = values[LEVEL] == "user"
+            private = values[LEVEL] == "example"
             accuracy = 0.9 - 0.05 * private / (values[EPSILON] or 1) + 0.001 * seed
             accuracy += better * (private and values[ACTIVATION] == "tanh")
             runs[one, seed] = write_run(
@@ -236,17 +238,17 @@ def test_what_was_spent_and_not_what_was_asked_for_is_told(data: StudyData) -> N
     assert [(p.level, p.name, p.epsilon) for p in found] == [
         ("none", "relu", None),
         ("none", "tanh", None),
-        ("user", "relu", 0.99),
-        ("user", "tanh", 0.99),
-        ("user", "relu", 7.92),
-        ("user", "tanh", 7.92),
+        ("example", "relu", 0.99),
+        ("example", "tanh", 0.99),
+        ("example", "relu", 7.92),
+        ("example", "tanh", 7.92),
     ]
     assert found[0].estimate == pytest.approx(0.9 + 0.0015)
 
 
 def test_a_line_an_activation_and_a_column_a_promise(data: StudyData) -> None:
     head, rows = promise_table(promised(data))
-    assert list(head) == ["arm", "no promise", "user: epsilon 0.99", "user: epsilon 7.92"]
+    assert list(head) == ["arm", "no promise", "example: epsilon 0.99", "example: epsilon 7.92"]
     assert [row[0] for row in rows] == ["relu", "tanh"]
     assert [re.sub(r" .*", "", cell) for cell in rows[1][1:]] == ["90.2%", "88.2%", "92.5%"]
     assert all(re.search(r" \[\d+\.\d, \d+\.\d\]$", cell) for cell in rows[0][1:])
@@ -346,7 +348,7 @@ def test_a_directory_of_attacks_has_a_page(cli: CLI, tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page
     assert page.count("<svg") == 4
-    assert [s.name for s in attacks_page(tmp_path).sections] == ["leakage", "images"]
+    assert [s.name for s in attacks_page(tmp_path).sections] == ["leakage", "images-0"]
 
 
 @pytest.mark.parametrize(
@@ -371,9 +373,9 @@ def test_the_one_table_holds_accuracy_leakage_and_cost(data: StudyData) -> None:
     page = table_page([data], rows_of({"relu": 0.9, "tanh": 0.0}), [images("analytic, relu")])
     section = next(s for s in page.sections if s.name == "table")
     head, rows = section.table
-    assert section.title == "mnist, level user"
+    assert section.title == "mnist, level example"
     assert list(head) == [
-        *("activation", "no promise", "user: epsilon 0.99", "user: epsilon 7.92"),
+        *("activation", "no promise", "example: epsilon 0.99", "example: epsilon 7.92"),
         *("analytic, batch 8: recovered at 1e-3", "training (counted)"),
         *("client CPU (measured)", "bytes, both ways (counted)"),
     ]

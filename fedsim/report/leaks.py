@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedsim.ledger.files import read_bytes
 from fedsim.measure.timings import Interval
 from fedsim.privacy.attacks.gallery import PICTURES, Reconstructions, read_gallery
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 HEADLINES = ("labels_recovered", "recovered_at_1e_3", "auc")
 MATCHED = "ssim"  # of attacks that search for images, whose matches are near and never exact
 MATCHING = ("dlg", "cosine")
-MOST_SHOWN = 12  # arms of which images are drawn
 
 
 def read_attacks(directory: Path) -> tuple[list[LeakageRow], list[Reconstructions]]:
@@ -39,8 +40,27 @@ def read_attacks(directory: Path) -> tuple[list[LeakageRow], list[Reconstruction
         if (path := folder / ROWS).is_file():
             rows += read_rows(read_bytes(path), place=str(path))
         if (path := folder / PICTURES).is_file():
-            shown += read_gallery(read_bytes(path), place=str(path))
+            shown += of_one_batch(read_gallery(read_bytes(path), place=str(path)))
     return rows, shown
+
+
+def of_one_batch(shown: Sequence[Reconstructions]) -> list[Reconstructions]:
+    """Return the arms with as many images as can be shown, of the first such size of batch."""
+    most = max((len(arm.originals) for arm in shown), default=0)
+    full = [arm for arm in shown if len(arm.originals) == most]
+    sent = {arm.name: arm.name.rpartition(", ")[2] for arm in full}
+    return [arm for arm in full if sent[arm.name] == sent[full[0].name]]
+
+
+def of_the_same_images(shown: Sequence[Reconstructions]) -> list[list[Reconstructions]]:
+    """Return arms that follow each other and attacked the same images together."""
+    groups: list[list[Reconstructions]] = []
+    for arm in shown:
+        if groups and np.array_equal(groups[-1][-1].originals, arm.originals):
+            groups[-1].append(arm)
+        else:
+            groups.append([arm])
+    return groups
 
 
 def headline(attack: str, figures: Mapping[str, Interval]) -> str:
@@ -80,14 +100,10 @@ def leakage_sections(rows: Sequence[LeakageRow], shown: Sequence[Reconstructions
                 table=leakage_figures(found),
             )
         )
-    if shown:
-        sections.append(
-            Section(
-                name="images",
-                title="Originals and reconstructions",
-                picture=reconstructions_picture(list(shown)[:MOST_SHOWN]),
-            )
-        )
+    for number, group in enumerate(of_the_same_images(shown)):
+        picture = reconstructions_picture(group, name=f"reconstructions-{number}")
+        title = f"Originals and reconstructions: {group[0].name.partition(',')[0]}"
+        sections.append(Section(name=f"images-{number}", title=title, picture=picture))
     return sections
 
 

@@ -48,13 +48,13 @@ COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("bytes, both ways (counted)", "bytes", units.size),
 )
 READING = (
-    "Accuracies are of the test part after the last round, with the 95% interval of the mean over "
-    "seeds. Costs are of a whole run, all clients together, at the smallest epsilon. Leakage is of "
-    "a single client's clear update from the model as it starts, by whoever sees it: noise that a "
-    "server adds does not change that, and noise of the client's own (level example) does. Epsilon "
-    "does not count that rates were tuned on the same people; where a study takes its noise from "
-    "the seed, or as small as in a larger federation, it holds for nobody here, and its file says "
-    "so.",
+    "Accuracies are of the test part after the last round, with the 95% interval of the mean "
+    "over seeds. Costs are of a whole run, all clients together, at the smallest epsilon. "
+    "Leakage is of a single client's clear update from the model as it starts, by whoever sees "
+    "it: noise that the server adds does not change that, and noise of the client's own (level "
+    "example) does. Epsilon does not count that rates were tuned on the same people; where a "
+    "study takes its noise from the seed, or as small as in a larger federation, it holds for "
+    "nobody here, and its file says so.",
 )
 
 

@@ -29,6 +29,8 @@ from fedsim.study.verdicts import Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LEGEND_LETTERS = 60  # of all names together, that still stand in one line
+
 # Panels (what is not compared) to arms (what is) to a curve.
 Panels = Mapping[str, Mapping[str, ArmCurve]]
 
@@ -142,7 +144,8 @@ def finish(
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], **pen.series(i), lw=1.6) for i in order.values()]
-    columns = 3 if narrow else min(len(order), 7)
+    long = sum(map(len, order)) > LEGEND_LETTERS
+    columns = (2 if long else 3) if narrow else min(len(order), 4 if long else 7)
     figure.legend(lines, list(order), loc="outside lower center", ncols=columns, fontsize=8)
 
 

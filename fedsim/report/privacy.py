@@ -200,9 +200,17 @@ def promises_of(study: Study, by_arm: Mapping[Values, Sequence[Run]]) -> list[Pr
 
 
 def spent_by(runs: Sequence[Run]) -> float | None:
-    """Return the largest epsilon that a run came to; None where a run does not say."""
-    spent = [run.manifest.epsilon for run in runs]
-    return None if None in spent or not spent else max(e for e in spent if e is not None)
+    """Return the largest epsilon that a run came to; None where a run does not say.
+
+    What a run's manifest says counts; of one that has not said its last, its last round's.
+    """
+    spent = []
+    for run in runs:
+        by_round = run.rounds.epsilon.dropna()
+        last = float(by_round.iloc[-1]) if len(by_round) else None
+        spent.append(last if run.manifest.epsilon is None else run.manifest.epsilon)
+    known = [epsilon for epsilon in spent if epsilon is not None]
+    return max(known) if known and len(known) == len(spent) else None
 
 
 def study_section(study: Study, by_arm: Mapping[Values, Sequence[Run]]) -> Section | None:
