@@ -151,8 +151,8 @@ def shape_conflicts(e: Experiment) -> Iterator[Conflict]:
     elif p.noise_by == "clients" and not p.secure_aggregation:
         yield (
             ("privacy.noise_by", "privacy.secure_aggregation"),
-            "privacy.noise_by = 'clients': each adds a share of the noise, which hides nobody whose "
-            "update the server sees alone; set privacy.secure_aggregation = true",
+            "privacy.noise_by = 'clients': each adds a share of the noise, which hides nobody "
+            "whose update the server sees alone; set privacy.secure_aggregation = true",
         )
     if p.noise_cohort and p.level != "user":
         yield (
