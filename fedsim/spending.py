@@ -180,10 +180,10 @@ class Spending:
             "user": "It is of the models that the server releases: the server sees every update"
             + (" only in sums," if table.secure_aggregation else ",")
             + " and the ledger's figures of clients and of clipping are not covered.",
-            "local": "It is of each update as it leaves the client; figures that clients send "
-            "beside it are not covered.",
-            "example": "It is of each client's models as they leave it; figures that clients send "
-            "beside them, such as losses, are not covered.",
+            "local": "It is of each update as it leaves the client; what clients send beside it, "
+            "such as times and counts, is not covered.",
+            "example": "It is of each client's models as they leave it; what clients send beside "
+            "them, such as times and counts, is not covered.",
         }
         found = [said[table.level]]
         if table.secure_aggregation and table.level == "user":
