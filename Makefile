@@ -4,8 +4,6 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# What answers fast and starts nothing; the other tests have the machine to themselves.
-UNIT := not slow and not ray and not flower and not install and not browser and not containers
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint bench clean
@@ -16,11 +14,11 @@ help:  ## list the targets
 demo: $(READY)  ## compare five activations on fifty clients (two minutes, installation included)
 	$(BIN)/fedsim study configs/activations.toml
 
-test: test-fast  ## run every test, those with Ray, Flower's runtime, Chromium, containers and installation too
-	$(BIN)/python -m pytest -m "not ($(UNIT))"
+test: $(READY)  ## run every test, those with Ray, Flower's runtime, Chromium, containers and installation too
+	$(BIN)/python -m pytest
 
-test-fast: $(READY)  ## run the unit tests alone, two files at a time
-	$(BIN)/python -m pytest -m "$(UNIT)" --numprocesses 2 --dist loadfile
+test-fast: $(READY)  ## run the unit tests alone
+	$(BIN)/python -m pytest -m "not slow and not ray and not flower and not install and not browser and not containers"
 
 lint: $(READY)  ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
