@@ -105,7 +105,7 @@ def build(*arguments: str) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            timeout=900,
             check=False,
         )
         if done.returncode == 0:
