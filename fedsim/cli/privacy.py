@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fedsim.privacy.accounting import Guarantee
 
 privacy_app = typer.Typer(
-    help="Differential privacy: guarantees by calculation, leakage by measurement.",
+    help="Reckon what privacy promises, and measure what leaks.",
     no_args_is_help=True,
 )
 
@@ -95,11 +95,9 @@ def epsilon(
 
     Examples:
 
-        fedsim privacy epsilon --sampling-probability 0.1 --noise-multiplier 1.1 --steps 30 \\
-            --delta 1e-5
-        fedsim privacy epsilon --sampling-probability 0.004 --noise-multiplier 1.3 --steps 3750 \\
-            --delta 1e-5 --population 60000 --level example --accountant rdp --format json
-    """
+        fedsim privacy epsilon --sampling-probability 0.1 --noise-multiplier 1.1 --steps 9 --delta 1e-5
+        fedsim privacy epsilon --sampling-probability 1 --noise-multiplier 9 --steps 9 --delta 1e-5 --accountant rdp
+    """  # noqa: E501
     from fedsim.privacy.accounting import check_delta, guarantee
 
     check_delta(delta, population)
@@ -135,9 +133,8 @@ def noise(
     Examples:
 
         fedsim privacy noise --target-epsilon 2 --sampling-probability 0.1 --steps 30 --delta 1e-5
-        fedsim privacy noise --target-epsilon 8 --sampling-probability 1 --steps 10 --delta 1e-5 \\
-            --level local --format json
-    """
+        fedsim privacy noise --target-epsilon 8 --sampling-probability 1 --steps 10 --delta 1e-5 --level local
+    """  # noqa: E501
     from fedsim.privacy.accounting import (
         SENSITIVITY,
         check_delta,

@@ -45,7 +45,7 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     data_dir: DataDirectory = None,
 ) -> None:
-    """Make a report of a run, a study or attacks (`privacy attack --out`), one HTML file.
+    """Make a report of a run, a study or attacks, one HTML file.
 
     It is made from the ledgers alone, and needs no network; nothing is trained.
 
