@@ -535,7 +535,7 @@ def test_the_kinds_are_those_of_the_ledger() -> None:
 def test_every_figure_of_a_run_has_its_kind(tmp_path: Path) -> None:
     summary = run_summary(write_run(tmp_path / "a", [0.5], client=full))
     kinds = kinds_of(summary)
-    texts = {"run", "name", "status", "error", "device", "blanks", "model_sha256"}
+    texts = {"run", "name", "status", "error", "device", "blanks", "model_sha256", "guarantee"}
     assert set(kinds) == set(summary) - texts
     assert {name for name, kind in kinds.items() if kind == "modelled"} == {
         *("modelled_seconds", "modelled_joules")
