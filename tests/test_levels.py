@@ -22,7 +22,8 @@ FULL = {
     *("entropy_bits", "gradient_ratio_before", "gradient_ratio_after"),
 }
 CONTAINERS = {name for name in figures(ClientRow) if name.startswith(("startup_", "container_"))}
-ON_DEMAND = {"codec_error", "modelled_seconds", "modelled_joules", *CONTAINERS}
+PRIVACY = {name for name in figures(ClientRow) if name.startswith(("clip_", "secure_"))}
+ON_DEMAND = {"codec_error", "modelled_seconds", "modelled_joules", *CONTAINERS, *PRIVACY}
 
 
 def filled(run: Run) -> set[str]:
