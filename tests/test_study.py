@@ -144,7 +144,7 @@ def cells_in(study: Study) -> list[Cell]:
             "seeds = 0\ntargets = 2\nfoo = 1\n",
             [
                 "foo: unknown key; valid: about, axes, base, budget_seconds, hypothesis, "
-                "published, seeds, set, targets, tune",
+                "published, seeds, set, skip, targets, tune",
                 "seeds = 0: must be a number of at least 1, or a list of seeds",
                 "targets = 2: must be test accuracies, above 0 and at most 1",
                 "base: must name an experiment file",
