@@ -35,13 +35,16 @@ EVERY = slice(None)
 
 
 def network(name: str, activation: str, seed: int = 3) -> nn.Module:
-    """Return a small network; the gain is given because working it out takes long."""
+    """Return a small network; the gain is given because working it out takes long.
+
+    It is small, so that few inputs of a gelu reach -5, where its float32 underflows to 0.
+    """
     return build_model(
         name,
         input_shape=SHAPES[name],
         classes=3,
         activation=activation,
-        init_gain=1.5,
+        init_gain=1.0,
         seed=seed,
         **SIZES[name],
     )

@@ -168,14 +168,15 @@ def test_a_network_of_one_layer() -> None:
 
 @each_model
 def test_the_model_is_not_touched(name: str) -> None:
-    model = build(name, width=4).eval()
+    shape = SHAPES.get(name, SMALL)
+    model = build(name, shape, width=4).eval()
     model.append(nn.BatchNorm1d(CLASSES))  # type: ignore[operator]
     model.append(nn.Dropout())  # type: ignore[operator]
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    x, y = batch(3)
+    x, y = batch(3, shape)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     saved_bytes(model, x, y)
-    saved_model(model, SMALL)
+    saved_model(model, shape)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [p.grad for p in model.parameters()] == [None] * len(list(model.parameters()))
     assert torch.equal(torch.get_rng_state(), state)
