@@ -6,7 +6,7 @@ from fedsim import flower
 from fedsim.config import Experiment
 from fedsim.measure.payload import difference
 from fedsim.privacy.clipping import add_noise, clip_update
-from fedsim.privacy.noise import NoiseSource, source_of
+from fedsim.privacy.noise import source_of
 from fedsim.privacy.shares import client_noise_std
 
 
@@ -44,7 +44,7 @@ def protected_update(
     table, cohort = experiment.privacy, experiment.server.clients_per_round
     adds = table.level == "local" or table.noise_by == "clients"
     std = client_noise_std(table, multiplier, cohort) if adds else 0.0
-    source = noise_source(experiment, "client-noise", asked.round, client)
+    source = source_of(experiment.noise_seed, "client-noise", round=asked.round, client=client)
     return add_noise(clip_update(update, table.clipping_norm), std, source)
 
 
@@ -61,9 +61,3 @@ def agreed_noise(experiment: Experiment, asked: flower.Instruction) -> float:
             f"{least or 'some'}: nothing is sent"
         )
     return named
-
-
-def noise_source(experiment: Experiment, purpose: str, round: int, client: int) -> NoiseSource:
-    """Return where a client's noise comes from: nobody can know it, unless the run says so."""
-    seed = experiment.experiment.seed if experiment.privacy.reproducible_noise else None
-    return source_of(seed, purpose, round=round, client=client)

@@ -58,6 +58,11 @@ class Experiment:
     measure: MeasureTable = MeasureTable()
     run: RunTable = RunTable()
 
+    @property
+    def noise_seed(self) -> int | None:
+        """What noise of privacy is drawn from; None: from a generator that nobody can foresee."""
+        return self.experiment.seed if self.privacy.reproducible_noise else None
+
     def tables(self) -> dict[str, dict[str, Value]]:
         """Return the nested form, as in the TOML file."""
         return dataclasses.asdict(self)

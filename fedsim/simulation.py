@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,19 +73,31 @@ def check_promise(experiment: Experiment) -> None:
     """Refuse a promise of privacy that those who are there cannot be given.
 
     Raises:
-        PrivacyError: delta is too large for them, or no noise gives what is asked for.
+        ConfigError, PrivacyError: delta is too large for them, no noise gives what is asked for,
+            or the budget is too small for a round.
     """
+    if not experiment.privacy.on:
+        return
     from fedsim import parts
+    from fedsim.affordable import check_affordable
+    from fedsim.federation.sampling import choose_clients
     from fedsim.spending import spending_of
 
+    clients, server = experiment.data.clients, experiment.server
     spending = spending_of(
         experiment,
-        clients=experiment.data.clients,
+        clients=clients,
         sizes=parts.partition(experiment).sizes,
-        choose=lambda round: [],
+        choose=partial(
+            choose_clients,
+            experiment.experiment.seed,
+            clients=clients,
+            cohort=server.clients_per_round,
+        ),
+        absent=len(server.absent),
     )
-    if spending is not None and experiment.privacy.level == "user":
-        spending.noise_multiplier  # noqa: B018  it is solved for, and kept
+    if spending is not None:
+        check_affordable(experiment, spending)
 
 
 def check_profile(device: str) -> None:

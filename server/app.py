@@ -28,6 +28,7 @@ from fedsim.ledger.writer import LedgerWriter
 from fedsim.measure.cores import allowed_cores
 from fedsim.measure.energy import not_measured, package_energy
 from fedsim.privacy.accounting import statement
+from fedsim.privacy.noise import source_of
 from fedsim.records import RoundRow
 from fedsim.runs import open_run
 from fedsim.settings import MeasureTable, TrainTable
@@ -41,7 +42,7 @@ from fedsim.training import (
     steps_of,
 )
 from fedsim.vocabulary import vocabulary
-from server.promise import account, chooser, noise_source, secure_asker, spent
+from server.promise import account, chooser, secure_asker, spent
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -77,7 +78,7 @@ def main(grid: Grid, context: Context) -> None:
         arrays,
         clients=clients,
         noise_multiplier=noise_multiplier,
-        source=partial(noise_source, experiment),
+        source=lambda round, purpose: source_of(experiment.noise_seed, purpose, round=round),
     )
     with (
         open_run(experiment, about={"blocks": dataclasses.asdict(plan)}) as ledger,

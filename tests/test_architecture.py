@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "privacy": {*FOUNDATIONS, "models", "data", "measure"},
     # From an experiment to the privacy that its rounds spend.
     "spending": {*FOUNDATIONS, "privacy", "training"},
+    "affordable": {*FOUNDATIONS, "privacy", "spending"},
     "engine": {"errors"},
     "ledger": FOUNDATIONS,
     "flower": FOUNDATIONS,
@@ -64,7 +65,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": {*FOUNDATIONS, "ledger"},
     "simulation": {
         *FOUNDATIONS,
-        *("choices", "engine", "measure", "parts", "runs", "spending"),
+        *("affordable", "choices", "engine", "federation", "measure", "parts", "runs"),
+        "spending",
     },
     "choices": {*FOUNDATIONS, "costs", "measure", "parts", "runs", "training"},
     # What an experiment costs: counted, timed on this machine, and the price of measuring.

@@ -13,6 +13,7 @@ from fedsim.errors import ConfigError, PrivacyError
 from fedsim.federation.sampling import choose_clients
 from fedsim.ledger.read import Run, load
 from fedsim.privacy.accounting import epsilon, statement
+from fedsim.simulation import prepare
 from fedsim.spending import MARKS, Releases, Spending, spending_of
 from fedsim.vocabulary import vocabulary
 from server.promise import account, spent
@@ -198,6 +199,37 @@ def test_a_budget_of_less_than_a_round_is_refused() -> None:
     experiment = made(privacy__epsilon_budget=by_hand(0.1, 1.1, 1) * 0.99)
     with pytest.raises(ConfigError, match=r"first round alone would spend .*; raise it"):
         account(experiment, clients=100, sizes=None, choose=everybody)
+
+
+IMPOSSIBLE: dict[str, tuple[dict[str, object], str]] = {
+    "a budget for no round, examples": (
+        {"level": "example", "noise_multiplier": 1.0, "epsilon_budget": 1e-3},
+        "privacy.epsilon_budget = 0.001: the first round alone would spend",
+    ),
+    "a budget for no message, clients": (
+        {"level": "local", "noise_multiplier": 1.0, "epsilon_budget": 1e-3},
+        "privacy.epsilon_budget = 0.001: the first round alone would spend",
+    ),
+    "no noise gives it, clients": (
+        {"level": "local", "target_epsilon": 1e-7},
+        "target_epsilon = 1e-07: no noise multiplier up to",
+    ),
+    "noise beyond the masks": (
+        {"level": "local", "noise_multiplier": 50.0, "secure_aggregation": True},
+        "privacy.value_range = 8.0: would cut the noise",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_what_cannot_be_promised_is_refused_before_an_engine_starts(
+    case: str, make_experiment: Make
+) -> None:
+    table, message = IMPOSSIBLE[case]
+    privacy = {"clipping_norm": 1.0, "delta": 1e-4, "accountant": "rdp", **table}
+    with pytest.raises((ConfigError, PrivacyError)) as refused:
+        prepare(make_experiment(privacy=privacy))
+    assert message in str(refused.value)
 
 
 CAVEATS: list[tuple[dict[str, object], str]] = [

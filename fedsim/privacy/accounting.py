@@ -161,40 +161,6 @@ def noise_multiplier_for(
     return found
 
 
-def steps_within(
-    *,
-    epsilon_budget: float,
-    sampling_probability: float,
-    noise_multiplier: float,
-    delta: float,
-    accountant: str = "pld",
-    at_most: int,
-) -> int:
-    """Return how many steps the budget lasts for, between 0 and ``at_most``.
-
-    Args:
-        epsilon_budget: above 0.
-        sampling_probability, noise_multiplier, delta, accountant: as for :func:`epsilon`.
-        at_most: the steps that are wanted, at least 0.
-
-    Raises:
-        PrivacyError: an argument is out of its range.
-    """
-    check_epsilon("epsilon_budget", epsilon_budget)
-
-    def affordable(steps: int) -> bool:
-        parts = [(sampling_probability, noise_multiplier, steps)]
-        return epsilon_of_parts(parts, delta, accountant) <= epsilon_budget
-
-    if affordable(at_most):
-        return at_most
-    enough, many = 0, at_most
-    while many - enough > 1:
-        middle = (enough + many) // 2
-        enough, many = (middle, many) if affordable(middle) else (enough, middle)
-    return enough
-
-
 @lru_cache(maxsize=4096)
 def _epsilon(parts: tuple[Part, ...], delta: float, accountant: str) -> float:
     """Return the epsilon of checked parts, each of its own kind and with noise."""

@@ -1,0 +1,61 @@
+"""Whether those who are there can be given what an experiment promises, before anybody trains."""
+
+from __future__ import annotations
+
+import math
+
+from fedsim.config import Experiment
+from fedsim.errors import ConfigError
+from fedsim.privacy.accounting import rounded_up
+from fedsim.privacy.noise import LARGEST_DRAW
+from fedsim.privacy.shares import client_noise_std
+from fedsim.spending import Spending
+
+
+def check_affordable(experiment: Experiment, spending: Spending) -> None:
+    """Refuse an account that promises nothing, or ends before its first round.
+
+    Raises:
+        ConfigError: with the value and what to choose instead.
+        PrivacyError: no noise gives ``privacy.target_epsilon``.
+    """
+    budget = experiment.privacy.epsilon_budget
+    if math.isinf(spending.epsilon(spending.rounds)):
+        raise ConfigError(
+            [
+                f"privacy.noise_multiplier = {spending.noise_multiplier}: so little noise "
+                "promises nothing (epsilon is infinite); raise it, or give a target_epsilon"
+            ]
+        )
+    if not spending.last_round():
+        raise ConfigError(
+            [
+                f"privacy.epsilon_budget = {budget}: the first round alone would spend "
+                f"{spending.epsilon(1):.4g}; raise it, or privacy.noise_multiplier"
+            ]
+        )
+    check_range(experiment, spending.noise_multiplier)
+
+
+def check_range(experiment: Experiment, noise_multiplier: float) -> None:
+    """Refuse masks that would cut the tails off the noise that clients add beneath them.
+
+    What is left of a Gaussian would not be one, and the sum's guarantee rests on it.
+
+    Raises:
+        ConfigError: with the range that holds a clipped update and all noise that there can be.
+    """
+    table, cohort = experiment.privacy, experiment.server.clients_per_round
+    adds = table.noise_by == "clients" or table.level == "local"
+    if not (table.secure_aggregation and adds):
+        return
+    std = client_noise_std(table, noise_multiplier, cohort)
+    needed = table.clipping_norm + LARGEST_DRAW * std
+    if table.value_range < needed:
+        raise ConfigError(
+            [
+                f"privacy.value_range = {table.value_range}: would cut the noise that clients add, "
+                f"of deviation {std:.3g} on parts of up to privacy.clipping_norm = "
+                f"{table.clipping_norm}; give {rounded_up(needed, 2)} or more"
+            ]
+        )
