@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process for each core takes file after file, in their order: the longest ones are not the last.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint bench clean
@@ -15,10 +17,10 @@ demo: $(READY)  ## compare five activations on fifty clients (two minutes, insta
 	$(BIN)/fedsim study configs/activations.toml
 
 test: $(READY)  ## run every test, those with Ray, Flower's runtime, Chromium, containers and installation too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: $(READY)  ## run the unit tests alone
-	$(BIN)/python -m pytest -m "not slow and not ray and not flower and not install and not browser and not containers"
+	$(PYTEST) -m "not slow and not ray and not flower and not install and not browser and not containers"
 
 lint: $(READY)  ## ruff, mypy and hadolint
 	$(BIN)/ruff check .

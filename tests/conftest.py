@@ -23,6 +23,17 @@ TINY = (
     *("-s", "engine.name=inline", "-s", "model.width=8"),
 )
 
+TOLD = "told at the end"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests recorded to be told, as times of stages."""
+    for report in terminalreporter.getreports(""):
+        if report.when == "teardown":
+            for name, line in report.user_properties:
+                if name == TOLD:
+                    terminalreporter.write_line(line)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

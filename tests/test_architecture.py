@@ -101,8 +101,8 @@ APPS = {
     },
     "server": {
         *COMMON,
-        *("adversary", "errors", "federation", "ledger", "privacy", "runs", "spending"),
-        *("telling", "vocabulary"),
+        *("adversary", "affordable", "errors", "federation", "ledger", "privacy", "runs"),
+        *("spending", "telling", "vocabulary"),
     },
 }
 

@@ -42,6 +42,7 @@ UP_SECONDS = 300
 # "required" where a missing engine is a failure and no reason to skip; "none" where none runs.
 REQUIRED = "FEDSIM_CONTAINERS"
 OOM_MEMORY = "96m"
+TOLD = "told at the end"  # as in conftest.py
 
 
 def docker(*arguments: str, check: bool = True, timeout: float = 120) -> str:
@@ -53,19 +54,31 @@ def docker(*arguments: str, check: bool = True, timeout: float = 120) -> str:
 
 
 @pytest.fixture(scope="module")
-def stage(request: pytest.FixtureRequest) -> Callable[[str], Any]:
-    """Print how long a block took, on the terminal."""
-    writer = request.config.get_terminal_writer()
-    captured = request.config.pluginmanager.getplugin("capturemanager")
+def stages() -> list[str]:
+    """What was timed and is not told yet."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def stage(stages: list[str]) -> Callable[[str], Any]:
+    """Take down how long a block took, for the end of the session."""
 
     @contextmanager
     def timed(name: str) -> Iterator[None]:
         started = time.monotonic()
         yield
-        with captured.global_and_fixture_disabled():
-            writer.line(f"\n  containers: {name}: {time.monotonic() - started:.1f} s")
+        stages.append(f"containers: {name}: {time.monotonic() - started:.1f} s")
 
     return timed
+
+
+@pytest.fixture(autouse=True)
+def told(stages: list[str], record_property: Callable[[str, object], None]) -> Iterator[None]:
+    """Have conftest.py tell the times, whichever process measured them."""
+    yield
+    for line in stages:
+        record_property(TOLD, line)
+    stages.clear()
 
 
 @pytest.fixture(scope="module")

@@ -329,6 +329,7 @@ def test_corrupt_idx_files_say_what_is_wrong(
         (b"", "is empty"),
         (gzip.compress(b""), "is empty"),
     ],
+    ids=("cut off", "overwritten", "no gzip", "of no bytes", "gzip of no bytes"),
 )
 def test_corrupt_gzip_files_say_what_is_wrong(content: bytes, words: str, tmp_path: Path) -> None:
     plain = {name: data for name, data in MNIST_FILES.items() if name != IMAGES}

@@ -1601,7 +1601,7 @@ def test_a_task_runs_in_a_process_of_its_own(executor: Make, tmp_path: Path) -> 
     assert "FEDSIM_TRACE" not in os.environ
 
 
-@pytest.mark.parametrize("other", set(TaskType) - {TaskType.CLIENT_APP})
+@pytest.mark.parametrize("other", sorted({*TaskType} - {TaskType.CLIENT_APP}))
 def test_a_client_s_node_runs_nothing_else(other: TaskType, executor: Make) -> None:
     own = executor(linger)
     refused = own.launch(spec(task_type=other))

@@ -393,7 +393,9 @@ def test_an_archive_that_does_not_hold_it_is_named(
     assert f"cifar10/{FIRST}" not in files(tmp_path)
 
 
-@pytest.mark.parametrize("archive", [b"no archive", tar(*CIFAR.items())[:-200]])
+@pytest.mark.parametrize(
+    "archive", [b"no archive", tar(*CIFAR.items())[:-200]], ids=("text", "cut off")
+)
 def test_what_is_no_whole_archive_is_named(
     cifar: Callable[[bytes], Server], tmp_path: Path, archive: bytes
 ) -> None:

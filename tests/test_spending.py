@@ -211,8 +211,8 @@ IMPOSSIBLE: dict[str, tuple[dict[str, object], str]] = {
         "privacy.epsilon_budget = 0.001: the first round alone would spend",
     ),
     "no noise gives it, clients": (
-        {"level": "local", "target_epsilon": 1e-7},
-        "target_epsilon = 1e-07: no noise multiplier up to",
+        {"level": "local", "target_epsilon": 1e-10},
+        "target_epsilon = 1e-10: no noise multiplier up to",
     ),
     "noise beyond the masks": (
         {"level": "local", "noise_multiplier": 50.0, "secure_aggregation": True},
