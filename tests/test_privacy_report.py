@@ -30,6 +30,7 @@ from fedsim.report.page import html_of
 from fedsim.report.privacy import (
     Promised,
     accuracy_by_epsilon,
+    conditions_of,
     interval_of,
     promise_table,
     promises_of,
@@ -254,6 +255,22 @@ def test_a_line_an_activation_and_a_column_a_promise(data: StudyData) -> None:
     assert all(re.search(r" \[\d+\.\d, \d+\.\d\]$", cell) for cell in rows[0][1:])
 
 
+def test_an_epsilon_that_holds_for_nobody_here_has_a_star(data: StudyData) -> None:
+    base = {**data.study.base, "privacy.reproducible_noise": True}
+    page = table_page([replace(data, study=replace(data.study, base=base))], [], [])
+    section = next(s for s in page.sections if s.name == "table")
+    assert list(section.table[0])[1:4] == [
+        *("no promise", "example: epsilon 0.99*", "example: epsilon 7.92*")
+    ]
+    assert section.text[-1].startswith("* Epsilon does not hold for whoever knows the run's seed")
+    assert conditions_of(data.study, data.study.arms[-1]) == ()
+    users = {**base, LEVEL: "user", "privacy.noise_cohort": 1000, "server.clients_per_round": 10}
+    cohort, seed = conditions_of(replace(data.study, base=users, axes={}), ())
+    assert "cohorts of 1,000" in cohort
+    assert "this one with its 10" in cohort
+    assert "seed" in seed
+
+
 def test_the_interval_of_a_share_is_a_share() -> None:
     low, high = interval_of([0.99, 1.0, 0.6])
     assert (low < 0.8, high) == (True, 1.0)
@@ -387,6 +404,29 @@ def test_the_one_table_holds_accuracy_leakage_and_cost(data: StudyData) -> None:
     assert "which agrees with it" in text
     assert "ReLU leaks most under analytic extraction, as the literature has it: confirmed" in text
     assert page.notice == ""
+
+
+def test_leakage_under_the_table_s_own_promise_stands_beside_that_of_clear_updates(
+    data: StudyData,
+) -> None:
+    protected = {"clipping_norm": 1.0, "noise_multiplier": 0.591936}
+    rows = [
+        row("relu", 8, 0, 0.0, level="user", **protected),
+        row("relu", 8, 0, 0.1, level="example", **protected),
+        *rows_of({"relu": 0.9}),
+        row("relu", 8, 0, 0.5, width=64),
+    ]
+    page = table_page([data], rows, [])
+    head, lines = next(s for s in page.sections if s.name == "table").table
+    shown = dict(zip(head[4:-3], lines[0][4:-3], strict=True))
+    assert shown == {
+        "analytic, mlp of 1 x 500, batch 8: recovered at 1e-3": "90.0%",
+        "analytic, mlp of 1 x 64, batch 8: recovered at 1e-3": "50.0%",
+        "analytic, level example, z 0.592, mlp of 1 x 500, batch 8: recovered at 1e-3": "10.0%",
+    }
+    picture = leakage_by_batch(leakages(rows))
+    assert picture is not None
+    assert {line[0] for line in picture.table[1]} == {"analytic, mnist"}
 
 
 def test_a_verdict_against_the_literature_is_named(tmp_path: Path) -> None:

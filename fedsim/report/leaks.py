@@ -77,7 +77,7 @@ def attack_name(arm: Leakage) -> str:
         f"{arm.arm['attack']}{'' if weights == 'honest' else f' ({weights})'}",
         str(arm.arm["dataset"]),
         *([f"{arm.arm['local_steps']} local steps"] if arm.arm["local_steps"] else []),
-        *([f"level {level}, z {arm.arm['noise_multiplier']:g}"] if level != "none" else []),
+        *([f"level {level}, z {arm.arm['noise_multiplier']:.3g}"] if level != "none" else []),
     ]
     return ", ".join(parts)
 
@@ -119,6 +119,8 @@ def leakage_by_batch(found: Sequence[Leakage]) -> Picture | None:
             points.append((arm.arm["batch"], arm.figures[name]))
     if not panels:
         return None
+    several = {title: arms for title, arms in panels.items() if sizes_of(arms) > 1}
+    panels = several or panels  # a single size is a line of the table
     order = order_of(panels)
 
     def draw(pen: Pen, narrow: bool) -> Figure:
@@ -156,6 +158,11 @@ def leakage_by_batch(found: Sequence[Leakage]) -> Picture | None:
         draw=draw,
         table=(("attack", "activation", "batch", "leaked"), numbers),
     )
+
+
+def sizes_of(arms: Mapping[str, Sequence[tuple[int, Interval]]]) -> int:
+    """Return at how many sizes of batch an attack was measured."""
+    return len({batch for points in arms.values() for batch, _ in points})
 
 
 def figure_of(title: str) -> str:

@@ -26,6 +26,7 @@ from fedsim.report.privacy import (
     NOTHING,
     Promised,
     accuracy_by_epsilon,
+    conditions_said,
     head_of,
     promises_of,
     shown_accuracy,
@@ -50,11 +51,11 @@ COSTS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 READING = (
     "Accuracies are of the test part after the last round, with the 95% interval of the mean "
     "over seeds. Costs are of a whole run, all clients together, at the smallest epsilon. "
+    "Epsilon does not count that rates were tuned on the same people.",
     "Leakage is of a single client's clear update from the model as it starts, by whoever sees "
-    "it: noise that the server adds does not change that, and noise of the client's own (level "
-    "example) does. Epsilon does not count that rates were tuned on the same people; where a "
-    "study takes its noise from the seed, or as small as in a larger federation, it holds for "
-    "nobody here, and its file says so.",
+    "it; where its column names a level, of the update as it is under that promise, clipped and "
+    "noised by z clipping norms: at level user by whoever knows everybody else's update and the "
+    "sum, since a server that clips and adds noise itself sees clear ones.",
 )
 
 
@@ -183,7 +184,7 @@ def part_section(part: Part, found: Sequence[Leakage]) -> Section:
     kinds = list(dict.fromkeys((p.level, p.asked) for p in promises))
     kinds.sort(key=lambda kind: kind[0] != NOTHING)
     accuracy = {(p.name, p.level, p.asked): shown_accuracy(p) for p in promises}
-    attacks = compared_attacks(part.dataset, found)
+    attacks = compared_attacks(part.dataset, part.level, found)
     bills = costs_of(part)
     head = (
         "activation",
@@ -202,32 +203,57 @@ def part_section(part: Part, found: Sequence[Leakage]) -> Section:
     ]
     table: Table = (head, rows)
     missing = "" if rows else "No run is complete."
-    return Section(name="table", title=part.title, text=READING, table=table, missing=missing)
+    return Section(
+        name="table",
+        title=part.title,
+        text=(*READING, *conditions_said(promises)),
+        table=table,
+        missing=missing,
+    )
 
 
-def compared_attacks(dataset: str, found: Sequence[Leakage]) -> dict[str, dict[str, str]]:
-    """Return what leaked of a data set: by attack and its figure, then by activation."""
+def compared_attacks(
+    dataset: str, level: str, found: Sequence[Leakage]
+) -> dict[str, dict[str, str]]:
+    """Return what leaked of a data set: by attack and its figure, then by activation.
+
+    Args:
+        dataset: of the study.
+        level: of its promise: attacks on clear updates are shown, and those on updates that were
+            protected so.
+        found: any data set's.
+    """
     mine = [
         arm
         for arm in found
-        if (arm.arm["dataset"], arm.arm["level"], arm.arm["local_steps"]) == (dataset, "none", 0)
+        if (arm.arm["dataset"], arm.arm["local_steps"]) == (dataset, 0)
+        and arm.arm["level"] in (NOTHING, level)
         and headline(arm.arm["attack"], arm.figures)
     ]
+    models = {model_of(arm) for arm in mine}
     nearest: dict[str, int] = {}
     for arm in mine:
         name, batch = attack_name(arm), int(arm.arm["batch"])
         best = nearest.setdefault(name, batch)
         nearest[name] = min(best, batch, key=lambda size: abs(size - COMPARED_BATCH))
     columns: dict[str, dict[str, str]] = {}
-    for arm in mine:
+    for arm in sorted(mine, key=lambda arm: arm.arm["level"] != NOTHING):
         if arm.arm["batch"] != nearest[attack_name(arm)]:
             continue
         figure = headline(arm.arm["attack"], arm.figures)
-        weights = "" if arm.arm["weights"] == "honest" else f" ({arm.arm['weights']})"
-        title = f"{arm.arm['attack']}{weights}, batch {arm.arm['batch']}: {COLUMNS[figure][0]}"
+        parts = [
+            attack_name(arm).replace(f", {dataset}", "", 1),
+            *([model_of(arm)] if len(models) > 1 else []),
+            f"batch {arm.arm['batch']}: {COLUMNS[figure][0]}",
+        ]
         text = figure_text(figure, arm.figures[figure])
-        columns.setdefault(title, {})[arm.arm["activation"]] = text
+        columns.setdefault(", ".join(parts), {})[arm.arm["activation"]] = text
     return columns
+
+
+def model_of(arm: Leakage) -> str:
+    """Name the network that was attacked."""
+    return f"{arm.arm['model']} of {arm.arm['depth']} x {arm.arm['width']}"
 
 
 def costs_of(part: Part) -> dict[str, tuple[str, ...]]:

@@ -46,6 +46,7 @@ class Promised:
         asked: what tells promises of a level apart, such as ``target_epsilon 2``.
         epsilon: what was spent, the most of the seeds; None where nothing is promised.
         accuracies: of the test part after the last round, a value a seed.
+        conditions: for whom, or where, its epsilon does not hold.
     """
 
     level: str
@@ -53,6 +54,7 @@ class Promised:
     asked: str
     epsilon: float | None
     accuracies: tuple[float, ...]
+    conditions: tuple[str, ...] = ()
 
     @property
     def estimate(self) -> float:
@@ -194,9 +196,32 @@ def promises_of(study: Study, by_arm: Mapping[Values, Sequence[Run]]) -> list[Pr
                 asked="" if level == NOTHING else label_of(promise),
                 epsilon=spent_by(runs) if level != NOTHING else None,
                 accuracies=accuracies,
+                conditions=conditions_of(study, arm) if level != NOTHING else (),
             )
         )
     return found
+
+
+def conditions_of(study: Study, arm: Values) -> tuple[str, ...]:
+    """Return for whom, or where, an arm's epsilon does not hold."""
+    larger = study.value(arm, "privacy.noise_cohort")
+    cohort = study.value(arm, "server.clients_per_round")
+    said = []
+    if larger and study.value(arm, "privacy.level") == "user":
+        said.append(
+            f"holds in a federation with cohorts of {larger:,}, whose noise was added, and not in "
+            f"this one with its {cohort}"
+        )
+    if study.value(arm, "privacy.reproducible_noise"):
+        said.append("does not hold for whoever knows the run's seed, which gives the noise")
+    return tuple(said)
+
+
+def conditions_said(found: Sequence[Promised]) -> tuple[str, ...]:
+    """Say what the stars of :func:`head_of` mean, a sentence each."""
+    return tuple(
+        dict.fromkeys(f"* Epsilon {condition}." for p in found for condition in p.conditions)
+    )
 
 
 def spent_by(runs: Sequence[Run]) -> float | None:
@@ -228,7 +253,7 @@ def study_section(study: Study, by_arm: Mapping[Values, Sequence[Run]]) -> Secti
     return Section(
         name="privacy",
         title="What privacy costs",
-        text=tuple(str(text) for text in guarantees),
+        text=(*(str(text) for text in guarantees), *conditions_said(found)),
         picture=accuracy_by_epsilon(panels),
         table=promise_table(found),
     )
@@ -264,8 +289,13 @@ def accuracy_by_epsilon(panels: Mapping[str, Sequence[Promised]]) -> Picture:
     return Picture(
         name="epsilon",
         title="Test accuracy against epsilon",
-        caption="Means over the seeds after the last round; bands are 95% intervals of the mean. "
-        "Epsilon is what was spent. At the right: the same without a promise.",
+        caption=" ".join(
+            (
+                "Means over the seeds after the last round; bands are 95% intervals of the mean. "
+                "Epsilon is what was spent. At the right: the same without a promise.",
+                *conditions_said([p for found in panels.values() for p in found]),
+            )
+        ),
         kinds=("counted",),
         draw=draw,
         table=(head, rows),
@@ -314,11 +344,13 @@ def promise_table(found: Sequence[Promised]) -> Table:
 
 
 def head_of(level: str, asked: str, found: Sequence[Promised]) -> str:
-    """Say what a column's arms promised, and what they spent."""
+    """Say what a column's arms promised, and what they spent; a star where that has conditions."""
     if level == NOTHING:
         return "no promise"
-    spent = [p.epsilon for p in found if (p.level, p.asked) == (level, asked) and p.epsilon]
-    return f"{level}: epsilon {units.number(max(spent))}" if spent else f"{level}: {asked}"
+    mine = [p for p in found if (p.level, p.asked) == (level, asked)]
+    spent = [p.epsilon for p in mine if p.epsilon]
+    star = "*" if any(p.conditions for p in mine) else ""
+    return f"{level}: epsilon {units.number(max(spent))}{star}" if spent else f"{level}: {asked}"
 
 
 def shown_accuracy(p: Promised) -> str:
