@@ -602,13 +602,13 @@ def test_the_trainer_refuses_what_is_not_covered() -> None:
         trainer(clip_norm=2.0)
     with pytest.raises(ConfigError, match="BatchNorm2d"):
         trainer(sequence(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 3)))
-    made, arrays = trainer(), read_arrays(network())
+    made, arrays, one = trainer(), read_arrays(network()), [stream(0, "batches")]
     with pytest.raises(ConfigError, match="scaffold"):
         made.prepare(arrays, CLIENTS, corrected=True)
     with pytest.raises(ConfigError, match="scaffold"):
-        made.train(arrays, CLIENTS, learning_rate=0.1, rngs=[], corrections=[arrays])
+        made.train(arrays, CLIENTS[:1], learning_rate=0.1, rngs=one, corrections=[arrays])
     with pytest.raises(ValueError, match="no examples"):
-        made.train(arrays, [CLIENTS[0][:0]], learning_rate=0.1, rngs=[stream(0, "batches")])
+        made.train(arrays, [CLIENTS[0][:0]], learning_rate=0.1, rngs=one)
 
 
 @pytest.mark.parametrize(

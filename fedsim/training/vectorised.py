@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from fedsim.data.dataset import Dataset
 from fedsim.training.cohort import Arrays, CohortResult, Recipe
-from fedsim.training.local import train_locally, warm_up
+from fedsim.training.local import LocalResult, train_locally, warm_up
 from fedsim.training.orders import Chunk, chunks
 from fedsim.training.parameters import load_arrays, read_arrays
 from fedsim.training.precision import PRECISIONS, Lowered, class_scores, floating_type
@@ -65,8 +65,12 @@ class TorchTrainer:
         if not self._ready:
             load_arrays(self._model, arrays)
             size = self._recipe.batch_size or len(clients[0])
-            warm_up(self._trained, *self._examples(clients[0][:size]))
+            self._warm_up(*self._examples(clients[0][:size]))
             self._ready = True
+
+    def _warm_up(self, x: Tensor, y: Tensor) -> None:
+        """Take a step on a batch, and leave the model as it is."""
+        warm_up(self._trained, x, y)
 
     def _examples(self, held: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         x, y = map(torch.from_numpy, self._dataset.train(held))
@@ -86,14 +90,7 @@ class TorchTrainer:
         for place, (held, rng) in enumerate(zip(clients, rngs, strict=True)):
             load_arrays(self._model, arrays)
             correction = None if corrections is None else tensors(corrections[place], self._device)
-            done = train_locally(
-                self._trained,
-                *self._examples(held),
-                **vars(self._recipe),
-                learning_rate=learning_rate,
-                rng=rng,
-                correction=correction,
-            )
+            done = self._train_one(held, learning_rate, rng, correction)
             out.put(
                 np.array([place]),
                 {name: array[None] for name, array in read_arrays(self._model).items()},
@@ -101,6 +98,23 @@ class TorchTrainer:
                 losses=([done.loss_first_step], [done.loss_last_step]),
             )
         return out.result()
+
+    def _train_one(
+        self,
+        held: npt.NDArray[np.int64],
+        learning_rate: float,
+        rng: np.random.Generator,
+        correction: Tensors | None,
+    ) -> LocalResult:
+        """Train the model in place on a client's examples."""
+        return train_locally(
+            self._trained,
+            *self._examples(held),
+            **vars(self._recipe),
+            learning_rate=learning_rate,
+            rng=rng,
+            correction=correction,
+        )
 
 
 class VectorisedTrainer:
