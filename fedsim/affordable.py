@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
+from fedsim import parts
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
+from fedsim.federation.sampling import choose_clients
 from fedsim.privacy.accounting import rounded_up
 from fedsim.privacy.noise import LARGEST_DRAW
 from fedsim.privacy.shares import client_noise_std
-from fedsim.spending import Spending
+from fedsim.spending import Spending, spending_of
+
+
+def planned(experiment: Experiment) -> Spending | None:
+    """Return the account of a run of all its clients from its start; None without a promise.
+
+    Raises:
+        ConfigError, PrivacyError: as :func:`fedsim.spending.spending_of`.
+    """
+    clients, server = parts.clients(experiment), experiment.server
+    return spending_of(
+        experiment,
+        clients=clients,
+        sizes=parts.partition(experiment).sizes,
+        choose=partial(
+            choose_clients,
+            experiment.experiment.seed,
+            clients=clients,
+            cohort=server.clients_per_round,
+        ),
+        absent=len(server.absent),
+    )
 
 
 def check_affordable(experiment: Experiment, spending: Spending) -> None:

@@ -11,24 +11,24 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 import torch
 
 from fedsim import parts
+from fedsim.affordable import planned
 from fedsim.algorithms.sums import WeightedSum
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
 from fedsim.federation.bounded import BoundedMean, make_bounded
-from fedsim.federation.sampling import choose_clients, draw_clients
+from fedsim.federation.sampling import draw_clients
 from fedsim.privacy.audit import AuditReport, audit
 from fedsim.privacy.audit_claims import Claims, Floats, Ints, Make, Mechanism
 from fedsim.privacy.clipping import UNIT, clip_weights
 from fedsim.privacy.noise import NoiseSource, source_of
 from fedsim.randomness import stream
 from fedsim.settings import PrivacyTable
-from fedsim.spending import Spending, spending_of
+from fedsim.spending import Spending
 from fedsim.training import CohortResult, digest
 from fedsim.training.private import Source as PrivateSource
 from fedsim.training.private import noised_mean, poisson_batches
@@ -166,18 +166,7 @@ def audit_experiment(experiment: Experiment, *, canaries: int, seed: int) -> Aud
     """
     table = experiment.privacy
     refuse(table)
-    clients = parts.clients(experiment)
-    spending = spending_of(
-        experiment,
-        clients=clients,
-        sizes=parts.partition(experiment).sizes,
-        choose=partial(
-            choose_clients,
-            experiment.experiment.seed,
-            clients=clients,
-            cohort=experiment.server.clients_per_round,
-        ),
-    )
+    spending = planned(experiment)
     assert spending is not None
     claims = claims_of(experiment, spending)
     make = MAKERS[table.level](experiment, claims, spending.noise_multiplier)

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,24 +77,9 @@ def check_promise(experiment: Experiment) -> None:
     """
     if not experiment.privacy.on:
         return
-    from fedsim import parts
-    from fedsim.affordable import check_affordable
-    from fedsim.federation.sampling import choose_clients
-    from fedsim.spending import spending_of
+    from fedsim.affordable import check_affordable, planned
 
-    clients, server = experiment.data.clients, experiment.server
-    spending = spending_of(
-        experiment,
-        clients=clients,
-        sizes=parts.partition(experiment).sizes,
-        choose=partial(
-            choose_clients,
-            experiment.experiment.seed,
-            clients=clients,
-            cohort=server.clients_per_round,
-        ),
-        absent=len(server.absent),
-    )
+    spending = planned(experiment)
     if spending is not None:
         check_affordable(experiment, spending)
 

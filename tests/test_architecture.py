@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "privacy": {*FOUNDATIONS, "models", "data", "measure"},
     # From an experiment to the privacy that its rounds spend.
     "spending": {*FOUNDATIONS, "privacy", "training"},
-    "affordable": {*FOUNDATIONS, "privacy", "spending"},
+    "affordable": {*FOUNDATIONS, "federation", "parts", "privacy", "spending"},
     "engine": {"errors"},
     "ledger": FOUNDATIONS,
     "flower": FOUNDATIONS,
@@ -60,13 +60,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     # An audit runs the very mechanisms that a federation and its clients do.
     "auditing": {
         *FOUNDATIONS,
-        *("algorithms", "federation", "parts", "privacy", "spending", "training"),
+        *("affordable", "algorithms", "federation", "parts", "privacy", "spending", "training"),
     },
     "runs": {*FOUNDATIONS, "ledger"},
     "simulation": {
         *FOUNDATIONS,
-        *("affordable", "choices", "engine", "federation", "measure", "parts", "runs"),
-        "spending",
+        *("affordable", "choices", "engine", "measure", "parts", "runs"),
     },
     "choices": {*FOUNDATIONS, "costs", "measure", "parts", "runs", "training"},
     # What an experiment costs: counted, timed on this machine, and the price of measuring.
