@@ -15,6 +15,7 @@ from fedsim.ledger.read import Run
 from fedsim.report.arms import Arm
 from fedsim.report.curves import arm_curve
 from fedsim.report.details import bills, health, layer_health, partition
+from fedsim.report.hostile import hostile_section
 from fedsim.report.page import Page, Section
 from fedsim.report.pictures import accuracy_by_cost, accuracy_by_round, forest, windows
 from fedsim.report.privacy import study_section
@@ -83,12 +84,12 @@ def study_page(data: StudyData) -> Page:
     }
     panels = {title: curves for title, curves in panels.items() if curves}
     accuracy = accuracy_by_round(panels, study.targets) if panels else None
-    promise = study_section(study, by_arm)
+    promise, hostile = study_section(study, by_arm), hostile_section(study, by_arm)
     differences = forest(data.verdicts) if any(v.low is not None for v in data.verdicts) else None
     sections = [
         verdicts_section(data.verdicts),
         published_section(study, data),
-        *([promise] if promise else []),
+        *(section for section in (promise, hostile) if section),
         Section(
             name="curves", title="Accuracy by round", picture=accuracy if differences else None
         ),

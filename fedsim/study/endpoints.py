@@ -31,6 +31,8 @@ ACCURACIES = (
 )
 # The ends of names whose figures are ratios, the less of it the better.
 COSTLY = ("_bytes", "_seconds", "_flops", "_ops", "_joules", "_per_client", "_bits", "_elements")
+# Whatever else is better if it is lower, from where those stand who defend themselves.
+LOWER = ("local_gini", "attack_success_fraction")
 TARGET = re.compile(r"(?P<cost>\w+)_to_(?P<target>0?\.\d+|1(\.0*)?)")
 
 
@@ -66,7 +68,7 @@ def endpoint_of(name: str) -> Endpoint | None:
         return Endpoint(
             name=name, scale="ratio", direction="lower", margin=COST_MARGIN, kind=kind_of[name]
         )
-    lower = name.startswith(("loss", "test_loss")) or name == "local_gini"
+    lower = name.startswith(("loss", "test_loss")) or name in LOWER
     return Endpoint(name=name, direction="lower" if lower else None, kind=kind_of[name])
 
 

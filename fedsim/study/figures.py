@@ -28,6 +28,7 @@ FIGURES: dict[str, Kind] = {
     "test_accuracy": "counted",
     "best_accuracy": "counted",
     "area_under_curve": "counted",
+    "attack_success_fraction": "counted",
     "local_accuracy": "counted",
     "local_worst_decile": "counted",
     "local_gini": "counted",
@@ -73,6 +74,7 @@ def figures_of(run: Run, targets: Sequence[float]) -> dict[str, float | None]:
         "test_accuracy": final_accuracy(accuracy),
         "best_accuracy": best_accuracy(accuracy),
         "area_under_curve": area_under_curve(evaluated, accuracy),
+        "attack_success_fraction": last(rounds.attack_success_fraction),
         "local_accuracy": local.get("mean"),
         "local_worst_decile": local.get("worst_decile"),
         "local_gini": local.get("gini"),
@@ -109,6 +111,12 @@ def spent_until(rounds: pd.DataFrame, cost: str) -> np.ndarray:
     names = ["uplink_bytes", "downlink_bytes"] if cost == "bytes" else [cost]
     spent = rounds[names].to_numpy("float64", na_value=np.nan)
     return np.cumsum(spent.sum(axis=1))
+
+
+def last(column: pd.Series) -> float | None:
+    """Return the last figure that is there, or None if none is."""
+    values = column.dropna().tolist()
+    return values[-1] if values else None
 
 
 def mean(column: pd.Series) -> float | None:
