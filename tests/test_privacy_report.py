@@ -262,7 +262,9 @@ def test_an_epsilon_that_holds_for_nobody_here_has_a_star(data: StudyData) -> No
     assert list(section.table[0])[1:4] == [
         *("no promise", "example: epsilon 0.99*", "example: epsilon 7.92*")
     ]
-    assert section.text[-1].startswith("* Epsilon does not hold for whoever knows the run's seed")
+    assert section.text[-1].startswith(
+        "An epsilon with a star does not hold for whoever knows the run's seed"
+    )
     assert conditions_of(data.study, data.study.arms[-1]) == ()
     users = {**base, LEVEL: "user", "privacy.noise_cohort": 1000, "server.clients_per_round": 10}
     cohort, seed = conditions_of(replace(data.study, base=users, axes={}), ())

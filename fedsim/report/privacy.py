@@ -220,7 +220,9 @@ def conditions_of(study: Study, arm: Values) -> tuple[str, ...]:
 def conditions_said(found: Sequence[Promised]) -> tuple[str, ...]:
     """Say what the stars of :func:`head_of` mean, a sentence each."""
     return tuple(
-        dict.fromkeys(f"* Epsilon {condition}." for p in found for condition in p.conditions)
+        dict.fromkeys(
+            f"An epsilon with a star {condition}." for p in found for condition in p.conditions
+        )
     )
 
 
