@@ -14,6 +14,8 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -478,18 +480,27 @@ def test_ctrl_c_in_the_middle_of_a_file_leaves_no_part_of_it(
     assert files(tmp_path) == {f"mnist/{IMAGES}": MNIST[IMAGES]}
 
 
+def everything(descriptor: int) -> str:
+    """Read a pseudo-terminal until its other end is closed, which is an error on Linux."""
+    found = b""
+    with os.fdopen(descriptor, "rb", buffering=0) as terminal, suppress(OSError):
+        while part := terminal.read(2**16):
+            found += part
+    return found.decode()
+
+
 def test_a_terminal_shows_a_bar(
     cli: CLI, mnist: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pseudo-terminal stands in for standard error; what is written fits its buffer."""
+    """A pseudo-terminal stands in for standard error, and is read as it is written."""
     monkeypatch.setenv("TERM", "xterm")
     ours, theirs = pty.openpty()
-    with monkeypatch.context() as patch, os.fdopen(theirs, "w") as terminal:
-        patch.setattr(sys, "stderr", terminal)
-        answer = cli("data", "fetch", "mnist", "--data-dir", tmp_path)
-        terminal.flush()
-        text = os.read(ours, 2**16).decode()
-    os.close(ours)
+    with ThreadPoolExecutor(1) as reader:
+        shown = reader.submit(everything, ours)
+        with monkeypatch.context() as patch, os.fdopen(theirs, "w") as terminal:
+            patch.setattr(sys, "stderr", terminal)
+            answer = cli("data", "fetch", "mnist", "--data-dir", tmp_path)
+        text = shown.result(timeout=60)
     assert answer.code == 0
     assert "━" in text
     for name, content in MNIST.items():
