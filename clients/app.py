@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from clients.control import control_of, correction, update_control
 from clients.holding import experiment_at, inventory
 from clients.protecting import protect, protected_update
-from clients.securing import agree, send_masked
+from clients.securing import agree, encoding_of, send_masked
 from clients.sending import encode_update
 from clients.visit import figures_of, train_clients
 from fedsim import codecs, flower, parts
@@ -51,8 +51,9 @@ def train(message: Message, context: Context) -> Message:
         experiment, asked, [client], bill, corrections=correction(asked, own_control)
     )
     if experiment.privacy.secure_aggregation:
-        update = protected_update(experiment, asked, client, visit.model(0))
-        return send_masked(message, context, experiment, asked, update)
+        encoding = encoding_of(experiment, asked)
+        update = protected_update(experiment, asked, client, visit.model(0), unit=encoding.unit)
+        return send_masked(message, context, encoding, asked, update)
     arrays, steps = visit.model(0), int(visit.result.steps[0])
     with bill.clock("training"):  # the rest of SCAFFOLD's
         change = update_control(context, asked, own_control, arrays, steps)

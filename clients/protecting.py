@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from fedsim import flower
 from fedsim.config import Experiment
 from fedsim.measure.payload import difference
@@ -30,9 +32,23 @@ def protect(
 
 
 def protected_update(
-    experiment: Experiment, asked: flower.Instruction, client: int, after: flower.Arrays
+    experiment: Experiment,
+    asked: flower.Instruction,
+    client: int,
+    after: flower.Arrays,
+    *,
+    unit: float | None = None,
 ) -> flower.Arrays:
     """Return a client's update as it may be seen, float64 where it was touched.
+
+    Args:
+        experiment: complete and checked.
+        asked: with the model that the client started from.
+        client: its partition id.
+        after: its model.
+        unit: of the fixed point that it will be rounded to, in steps of 1 / unit. A clipped update
+            is rounded towards zero first, as otherwise it could become longer than it was clipped
+            to; noise comes after that, so that nothing makes it smaller.
 
     Raises:
         ValueError: the server names no noise multiplier, or less than was agreed.
@@ -45,7 +61,10 @@ def protected_update(
     adds = table.level == "local" or table.noise_by == "clients"
     std = client_noise_std(table, multiplier, cohort) if adds else 0.0
     source = source_of(experiment.noise_seed, "client-noise", round=asked.round, client=client)
-    return add_noise(clip_update(update, table.clipping_norm), std, source)
+    clipped = clip_update(update, table.clipping_norm)
+    if unit is not None:
+        clipped = {name: np.trunc(array * unit) / unit for name, array in clipped.items()}
+    return add_noise(clipped, std, source)
 
 
 def agreed_noise(experiment: Experiment, asked: flower.Instruction) -> float:

@@ -48,28 +48,32 @@ def agree(message: Message, context: Context) -> Message:
     return secure_reply(reply, bill, to=message)
 
 
+def encoding_of(experiment: Experiment, asked: flower.Instruction) -> FixedPoint:
+    """Return the fixed point that all clients of the federation share.
+
+    Raises:
+        SecureAggregationRefused: the server does not say how many they are, or they do not fit.
+    """
+    return FixedPoint.fitting(
+        value_range=experiment.privacy.value_range, clients=int(asked.secure_clients or 0)
+    )
+
+
 def send_masked(
     message: Message,
     context: Context,
-    experiment: Experiment,
+    encoding: FixedPoint,
     asked: flower.Instruction,
     update: flower.Arrays,
 ) -> Message:
-    """Answer stage 2: this client's update in fixed point, behind its masks.
-
-    It is rounded towards zero first, so that no rounding makes it longer than it was clipped to.
-    """
+    """Answer stage 2: this client's update in fixed point, behind its masks."""
     bill = Bill()
     with bill.clock("secure"):
         record = flower.record_of(message.content, flower.SECURE, ConfigRecord)
         request = unpack(Delivery, record)
-        table = experiment.privacy
-        encoding = FixedPoint.fitting(
-            value_range=table.value_range, clients=int(asked.secure_clients or 0)
-        )
         names = floating_names(asked.arrays)
         flat = np.concatenate([np.asarray(update[n], np.float64).reshape(-1) for n in names])
-        words, _ = encoding.encode(np.trunc(flat * encoding.unit) / encoding.unit)
+        words, _ = encoding.encode(flat)
         side = from_state(state_of(context))
         reply = side.mask(request, words)
         keep(context, side)

@@ -8,11 +8,17 @@ from functools import partial
 from fedsim import parts
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
+from fedsim.federation.bounded import noise_of
 from fedsim.federation.sampling import choose_clients
 from fedsim.privacy.accounting import rounded_up
 from fedsim.privacy.noise import LARGEST_DRAW
+from fedsim.privacy.secagg import FixedPoint
 from fedsim.privacy.shares import client_noise_std
 from fedsim.spending import Spending, spending_of
+
+# Steps of fixed point to a standard deviation of a client's noise, from which on rounding leaves a
+# Gaussian what it is: sums of rounded ones differ by exp(-2 pi^2 steps^2) and less.
+LEAST_STEPS = 64
 
 
 def planned(experiment: Experiment) -> Spending | None:
@@ -32,7 +38,7 @@ def planned(experiment: Experiment) -> Spending | None:
             clients=clients,
             cohort=server.clients_per_round,
         ),
-        absent=len(server.absent),
+        absent=server.absent,
     )
 
 
@@ -41,7 +47,8 @@ def check_affordable(experiment: Experiment, spending: Spending) -> None:
 
     Raises:
         ConfigError: with the value and what to choose instead.
-        PrivacyError: no noise gives ``privacy.target_epsilon``.
+        PrivacyError: no noise gives ``privacy.target_epsilon``, or adaptive clipping has no room
+            in it.
     """
     budget = experiment.privacy.epsilon_budget
     if math.isinf(spending.epsilon(spending.rounds)):
@@ -58,11 +65,14 @@ def check_affordable(experiment: Experiment, spending: Spending) -> None:
                 f"{spending.epsilon(1):.4g}; raise it, or privacy.noise_multiplier"
             ]
         )
-    check_range(experiment, spending.noise_multiplier)
+    z = spending.noise_multiplier
+    if experiment.privacy.level == "user":
+        noise_of(experiment.privacy, z, experiment.server.clients_per_round)
+    check_range(experiment, z)
 
 
 def check_range(experiment: Experiment, noise_multiplier: float) -> None:
-    """Refuse masks that would cut the tails off the noise that clients add beneath them.
+    """Refuse masks that would cut off the tails of noise that clients add, or round it away.
 
     What is left of a Gaussian would not be one, and the sum's guarantee rests on it.
 
@@ -81,5 +91,16 @@ def check_range(experiment: Experiment, noise_multiplier: float) -> None:
                 f"privacy.value_range = {table.value_range}: would cut the noise that clients add, "
                 f"of deviation {std:.3g} on parts of up to privacy.clipping_norm = "
                 f"{table.clipping_norm}; give {rounded_up(needed, 2)} or more"
+            ]
+        )
+    clients = parts.clients(experiment)
+    unit = FixedPoint.fitting(value_range=table.value_range, clients=clients).unit
+    if std * unit < LEAST_STEPS:
+        raise ConfigError(
+            [
+                f"privacy.value_range = {table.value_range}: the sum of {clients:,} clients goes "
+                f"in steps of {1 / unit:.2g}, too coarse for the noise that clients add, of "
+                f"deviation {std:.3g}; lower it, to {rounded_up(needed, 2)} at least, or raise "
+                "privacy.clipping_norm"
             ]
         )

@@ -24,7 +24,12 @@ from fedsim.federation.bounded import BoundedMean, make_bounded
 from fedsim.federation.sampling import draw_clients
 from fedsim.privacy.audit import AuditReport, audit
 from fedsim.privacy.audit_claims import Claims, Floats, Ints, Make, Mechanism
-from fedsim.privacy.clipping import UNIT, clip_weights
+from fedsim.privacy.clipping import (
+    UNIT,
+    clip_weights,
+    default_count_noise,
+    delta_noise_multiplier,
+)
 from fedsim.privacy.noise import NoiseSource, source_of
 from fedsim.randomness import stream
 from fedsim.settings import PrivacyTable
@@ -204,8 +209,8 @@ def claims_of(experiment: Experiment, spending: Spending) -> Claims:
     cohort = experiment.train.batch_size if example else experiment.server.clients_per_round
     adaptive = table.level == "user" and table.clipping == "adaptive"
     z = spending.noise_multiplier
-    if adaptive:  # what is left of the noise beside that on a count (Andrew et al. 2021, theorem 1)
-        z = (z**-2 - (2 * cohort / 20) ** -2) ** -0.5
+    if adaptive:  # what is left of the noise beside that on a count
+        z = delta_noise_multiplier(z, default_count_noise(cohort))
     return Claims(
         level=table.level,
         clipping_norm=table.clipping_norm,

@@ -222,6 +222,13 @@ def secrecy_conflicts(e: Experiment) -> Iterator[Conflict]:
             f"server.clients_per_round = {cohort}: {on} hides an update among others, at least "
             f"{LEAST_COHORT}; ask more clients a round",
         )
+    left = cohort - len(e.server.absent)
+    if e.privacy.level != "user" and left < LEAST_COHORT <= cohort:
+        yield (
+            ("server.left_out", "privacy.secure_aggregation"),
+            f"server.left_out = {e.server.left_out!r}: may leave {left} of a cohort of {cohort}, "
+            f"and {on} hides an update among at least {LEAST_COHORT}; ask more clients a round",
+        )
     for key in ("codec", "coder"):
         if (value := getattr(e.update, key)) != "none":
             yield (

@@ -15,7 +15,8 @@ Who takes part when is drawn without looking at anybody's data, and counts as kn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -55,11 +56,12 @@ class Spending:
             client more or less: then its presence decides whether others' updates count, which no
             noise covers.
         more_caveats: of this experiment's data.
-        repeated: rounds that were begun, broken off and done again, with other noise: what clients
-            had sent until then was sent.
+        repeated: rounds that were begun, broken off and done again: what had been sent or told
+            until then was, and only noise from the seed is the same again.
         visits: for each kind of client, what a visit releases.
         kinds: (clients,), which kind each is.
         choose: from a round to who takes part; None where every round counts for everybody.
+        absent: clients that are chosen like all others, and never asked.
     """
 
     table: PrivacyTable
@@ -68,6 +70,7 @@ class Spending:
     visits: Sequence[Releases]
     kinds: Counts
     choose: Callable[[int], Sequence[int]] | None
+    absent: frozenset[int] = frozenset()
     population: int = 0
     chance_of_few: float = 0.0
     more_caveats: tuple[str, ...] = ()
@@ -76,7 +79,7 @@ class Spending:
     @property
     def delta(self) -> float:
         """What is left of delta for the noise."""
-        return self.table.delta - self.chance_of_few
+        return max(0.0, self.table.delta - self.chance_of_few * (1 + self.repeated / self.rounds))
 
     @cached_property
     def noise_multiplier(self) -> float:
@@ -94,6 +97,12 @@ class Spending:
             )
             for part in self.worst_parts(self.rounds)
         )
+
+    def basis(self) -> dict[str, object]:
+        """Return what epsilon rests on beside the config: a resumed run has to rest on the same."""
+        visits = repr([(v.sampling_probability, v.steps) for v in self.visits]).encode()
+        digest = hashlib.sha256(visits + self.kinds.astype("<i8").tobytes()).hexdigest()
+        return {"noise_multiplier": self.noise_multiplier, "visits_sha256": digest}
 
     def worst_parts(self, rounds: int) -> list[Releases]:
         """Return what the clients that may have spent most have released in so many rounds.
@@ -114,12 +123,15 @@ class Spending:
 
     def taken_part(self, rounds: int) -> Counts:
         """Return in how many of the first rounds each client takes part, (clients,)."""
+        again = 0 if self.table.reproducible_noise else self.repeated
         if self.choose is None:
-            return np.full(len(self.kinds), rounds, np.int64)
+            return np.full(len(self.kinds), rounds + again, np.int64)
         taken = np.zeros(len(self.kinds), np.int64)
         for round in range(1, rounds + 1):
             taken[np.asarray(self.choose(round), np.int64)] += 1
-        return taken + self.repeated
+        taken += again
+        taken[list(self.absent)] = 0
+        return taken
 
     @cached_property
     def marks(self) -> frozenset[int]:
@@ -179,7 +191,8 @@ class Spending:
         said = {
             "user": "It is of the models that the server releases: the server sees every update"
             + (" only in sums," if table.secure_aggregation else ",")
-            + " and the ledger's figures of clients and of clipping are not covered.",
+            + " and how many clients came, and figures of them and of clipping, told or in the "
+            "ledger, are not covered.",
             "local": "It is of each update as it leaves the client; what clients send beside it, "
             "such as times and counts, is not covered.",
             "example": "It is of each client's models as they leave it; what clients send beside "
@@ -227,7 +240,7 @@ def spending_of(
     clients: int,
     sizes: npt.NDArray[np.int64] | None,
     choose: Callable[[int], Sequence[int]],
-    absent: int = 0,
+    absent: Collection[int] = (),
 ) -> Spending | None:
     """Return the account of a run; None where nothing is promised.
 
@@ -236,7 +249,7 @@ def spending_of(
         clients: how many there are.
         sizes: (clients,), the examples of each; only level ``example`` needs them.
         choose: from a round to its cohort, where cohorts have a fixed size.
-        absent: how many of the clients are never asked.
+        absent: clients that are never asked, and spend nothing.
 
     Raises:
         ConfigError: nobody says how many examples there are.
@@ -266,13 +279,15 @@ def spending_of(
             visits=visits,
             kinds=kinds.astype(np.int64),
             choose=choose,
+            absent=frozenset(absent),
             more_caveats=data_caveats(experiment),
         )
     cohort = table.noise_cohort or server.clients_per_round
     scaled = clients * cohort / server.clients_per_round
     accounting.check_delta(table.delta, int(scaled))
     q = min(1.0, server.clients_per_round / clients) if table.level == "user" else 1.0
-    few = chance_of_few(clients - absent, q, rounds) if table.secure_aggregation and q < 1 else 0.0
+    hidden = table.secure_aggregation and table.level == "user"
+    few = chance_of_few(clients - len(absent), q, rounds) if hidden else 0.0
     if few >= table.delta / 2:
         raise ConfigError(
             [
@@ -289,6 +304,7 @@ def spending_of(
         visits=[Releases(sampling_probability=q, steps=1)],
         kinds=np.zeros(clients, np.int64),
         choose=None if table.level == "user" else choose,
+        absent=frozenset(absent),
         chance_of_few=few,
         more_caveats=data_caveats(experiment),
         population=clients,

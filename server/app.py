@@ -42,7 +42,7 @@ from fedsim.training import (
     steps_of,
 )
 from fedsim.vocabulary import vocabulary
-from server.promise import account, chooser, secure_asker, spent
+from server.promise import BASIS, account, check_basis, chooser, secure_asker, spent
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -69,9 +69,7 @@ def main(grid: Grid, context: Context) -> None:
     # Clients that had to be asked where they are also said what they hold, which may be only there.
     sizes = parts.partition(experiment).sizes if at.sizes is None else at.sizes
     choose = chooser(experiment, clients)
-    spending = account(
-        experiment, clients=clients, sizes=sizes, choose=choose, absent=len(at.left_out)
-    )
+    spending = account(experiment, clients=clients, sizes=sizes, choose=choose, absent=at.left_out)
     noise_multiplier = spending.noise_multiplier if spending else None
     aggregator = make_bounded(
         experiment,
@@ -80,11 +78,13 @@ def main(grid: Grid, context: Context) -> None:
         noise_multiplier=noise_multiplier,
         source=lambda round, purpose: source_of(experiment.noise_seed, purpose, round=round),
     )
+    about = {"blocks": dataclasses.asdict(plan), **({BASIS: spending.basis()} if spending else {})}
     with (
-        open_run(experiment, about={"blocks": dataclasses.asdict(plan)}) as ledger,
+        open_run(experiment, about=about) as ledger,
         LedgerWriter(ledger) as writer,
     ):
         if spending:  # what was broken off and is done again counts
+            check_basis(ledger.manifest.engine, spending)
             spending.repeated = len(ledger.manifest.resumed)
         done, last = 0, spending.last_round() if spending else settings.rounds
         secure = secure_asker(experiment, grid, at)

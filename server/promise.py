@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from fedsim import parts
 from fedsim.affordable import check_affordable
 from fedsim.config import Experiment
+from fedsim.errors import ConfigError
 from fedsim.federation.sampling import Whereabouts, choose_clients, draw_clients
 from fedsim.federation.secure import SecureAsker
 from fedsim.privacy.accounting import statement
@@ -21,6 +22,8 @@ from fedsim.privacy.noise import source_of
 from fedsim.spending import Spending, spending_of
 
 Choose = Callable[[int], list[int]]
+
+BASIS = "account"  # of the manifest's engine
 
 log = logging.getLogger("flwr.fedsim")
 
@@ -59,7 +62,7 @@ def account(
     clients: int,
     sizes: npt.NDArray[np.int64] | None,
     choose: Choose,
-    absent: int = 0,
+    absent: Collection[int] = (),
 ) -> Spending | None:
     """Return the run's account of privacy, and say what the whole run will come to.
 
@@ -71,6 +74,26 @@ def account(
         check_affordable(experiment, spending)
         log.info("planned: %s", statement(spending.guarantee(spending.last_round())))
     return spending
+
+
+def check_basis(begun: Mapping[str, object], spending: Spending) -> None:
+    """Refuse to go on with a run whose clients or data are no longer those that it began with.
+
+    Args:
+        begun: what the run's manifest says of the engine.
+        spending: the account of this start.
+
+    Raises:
+        ConfigError: what is promised of the rounds before could no longer be told.
+    """
+    if begun.get(BASIS, spending.basis()) != spending.basis():
+        raise ConfigError(
+            [
+                "run.resume = true: the clients, how many examples they hold, or which of them "
+                "have data, are no longer what they were, and the privacy of the rounds before "
+                "was promised to those; give them back as they were, or begin a new run"
+            ]
+        )
 
 
 def spent(spending: Spending | None, round: int) -> Mapping[str, float]:

@@ -527,10 +527,15 @@ def test_the_manifest_is_written_only_for_what_is_new(
     assert list(load(tmp_path).manifest.blanks) == ["package_joules", "waiting_seconds"]
 
 
-def test_a_resumed_run_is_not_finished(tmp_path: Path) -> None:
-    with Ledger.resume(finished(tmp_path)):
+def test_a_resumed_run_is_not_finished_and_promises_nothing_yet(tmp_path: Path) -> None:
+    with begun(tmp_path) as ledger:
+        ledger.promise("one round", 1.0)
+        ledger.finish("interrupted")
+    assert load(tmp_path).manifest.epsilon == 1.0
+    with Ledger.resume(tmp_path):
         found = load(tmp_path).manifest
     assert (found.status, found.finished, found.model_sha256) == ("running", None, None)
+    assert (found.guarantee, found.epsilon) == (None, None)
     assert found.resumed == (found.updated,)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedsim import parts, simulation
@@ -317,6 +317,33 @@ def test_updates_of_zero_are_no_error(
     assert (run.clients.clip_scale == 1).all()
     assert run.rounds.clipped_fraction.tolist() == [0.0] * 3
     assert (run.rounds.signal_to_noise < 1e-6).all()
+
+
+def diverging(message: Message, reply: Message) -> None:
+    """Send what is not finite."""
+    arrays = {name: a.numpy() for name, a in reply.content.array_records["arrays"].items()}
+    spoilt = {name: Array(np.full_like(a, np.nan)) for name, a in arrays.items()}
+    reply.content["arrays"] = ArrayRecord(spoilt)
+
+
+@pytest.mark.parametrize("in_blocks", [True, False])
+def test_updates_that_are_all_rejected_end_no_run_that_protects_users(
+    in_blocks: bool, make_experiment: Make, run_inline: RunInline, client_app: ClientApp
+) -> None:
+    """That they are is of people's data: whether the run goes on must not tell of one of them."""
+    rate = {"train": {"learning_rate": 1e30}} if in_blocks else {}
+    app = client_app if in_blocks else broken(client_app, diverging)
+    run = run_inline(make_experiment(privacy=NOISE, **rate), app)
+    assert (run.status, run.last_round) == ("completed", 3)
+    assert (run.clients.status == "rejected").all()
+    assert run.rounds.clients_trained.tolist() == [0] * 3
+    assert run.rounds.signal_to_noise.tolist() == [0.0] * 3
+    for level in ("local", "example"):
+        experiment = make_experiment(
+            privacy=LEVELS[level], run={"out": f"{run.path}-{level}"}, **rate
+        )
+        with pytest.raises(RunFailed, match=r"clients gave a usable update"):
+            run_inline(experiment, broken(client_app, diverging))
 
 
 @pytest.mark.parametrize("level", sorted(set(LEVELS) - {"noise by clients"}))

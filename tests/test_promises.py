@@ -154,6 +154,11 @@ CONFLICTS: list[tuple[Flat, Flat, str, str, str]] = [
     (FEDERATION, {"privacy.epsilon_budget": 3.0}, "epsilon_budget = 3.0", "spends no", '"local"'),
     (SECURE, {"server.clients_per_round": 2}, "clients_per_round = 2", "hides", "ask more clients"),
     (SECURE, {"server.clients_per_round": 1}, "clients_per_round = 1", "at least 3", "ask more"),
+    (
+        SECURE | {"server.clients_per_round": 4},
+        {"server.left_out": "1,2"},
+        *("server.left_out = '1,2'", "may leave 2 of a cohort of 4", "ask more clients"),
+    ),
     (SECURE, {"update.codec": "int8"}, "update.codec = 'int8'", "masks", "leave it at 'none'"),
     (SECURE, {"update.coder": "entropy"}, "update.coder = 'entropy'", "masks", "'none'"),
     (SECURE, {"measure.level": "full"}, "measure.level: full", "would show", "level = 'light'"),

@@ -16,7 +16,7 @@ from fedsim.privacy.accounting import epsilon, statement
 from fedsim.simulation import prepare
 from fedsim.spending import MARKS, Releases, Spending, spending_of
 from fedsim.vocabulary import vocabulary
-from server.promise import account, spent
+from server.promise import BASIS, account, check_basis, spent
 
 Make = Callable[..., Experiment]
 RunInline = Callable[..., Run]
@@ -154,6 +154,31 @@ def test_example_level_of_clients_that_were_never_asked_spends_nothing() -> None
     assert found.epsilon(2) == by_hand(10 / 5000, 1.1, 1000)
 
 
+def test_clients_without_data_are_chosen_and_spend_nothing() -> None:
+    experiment = made(privacy__level="example", data__clients=3, server__clients_per_round=1)
+    found = spending_of(
+        experiment, clients=3, sizes=np.array([0, 5000, 5000]), choose=lambda r: [r % 2], absent=[0]
+    )
+    assert found is not None
+    assert found.epsilon(4) == by_hand(10 / 5000, 1.1, 1000)
+
+
+def test_few_who_all_take_part_are_too_few_to_lose_one_behind_masks() -> None:
+    """Without one of three the sum stays shut, and the others' updates are gone with it."""
+    small = {"data__clients": 4, "privacy__secure_aggregation": True, "privacy__delta": 0.01}
+    with pytest.raises(ConfigError, match="with a probability of 1 some round draws fewer than 3"):
+        spending(made(**small, server__clients_per_round=3), clients=3)
+    with pytest.raises(ConfigError, match="with a probability of 1 some round draws fewer than 3"):
+        spending_of(
+            made(**small, server__clients_per_round=4),
+            clients=4,
+            sizes=None,
+            choose=everybody,
+            absent=[1],
+        )
+    assert spending(made(**small, server__clients_per_round=4), clients=4).chance_of_few == 0.0
+
+
 @pytest.mark.parametrize("accountant", ["rdp", pytest.param("pld", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("level", "target"), [("user", 2.0), ("local", 30.0), ("example", 4.0)])
 def test_the_noise_that_is_solved_for_never_exceeds_the_target(
@@ -214,6 +239,17 @@ IMPOSSIBLE: dict[str, tuple[dict[str, object], str]] = {
         {"level": "local", "target_epsilon": 1e-10},
         "target_epsilon = 1e-10: no noise multiplier up to",
     ),
+    "adaptive clipping without room in the noise": (
+        {"level": "user", "clipping": "adaptive", "target_epsilon": 0.1},
+        "adaptive clipping with noise_multiplier",
+    ),
+    "masks too coarse for the noise": (
+        {
+            **{"level": "user", "noise_by": "clients", "secure_aggregation": True},
+            **{"noise_multiplier": 1.0, "clipping_norm": 1e-5},
+        },
+        "too coarse for the noise that clients add",
+    ),
     "noise beyond the masks": (
         {"level": "local", "noise_multiplier": 50.0, "secure_aggregation": True},
         "privacy.value_range = 8.0: would cut the noise",
@@ -228,12 +264,12 @@ def test_what_cannot_be_promised_is_refused_before_an_engine_starts(
     table, message = IMPOSSIBLE[case]
     privacy = {"clipping_norm": 1.0, "delta": 1e-4, "accountant": "rdp", **table}
     with pytest.raises((ConfigError, PrivacyError)) as refused:
-        prepare(make_experiment(privacy=privacy))
+        prepare(make_experiment(privacy=privacy, server={"clients_per_round": 8}))
     assert message in str(refused.value)
 
 
 CAVEATS: list[tuple[dict[str, object], str]] = [
-    ({}, "the server sees every update, and the ledger's figures"),
+    ({}, "the server sees every update, and how many clients came, and figures"),
     (
         {"privacy__secure_aggregation": True, "server__clients_per_round": 40},
         "the server sees every update only in sums,",
@@ -331,11 +367,19 @@ def test_a_run_ends_at_its_budget_and_says_what_it_spent(
     assert "2 rounds; accountant: RDP" in (run.manifest.guarantee or "")
 
 
+@pytest.mark.parametrize("reproducible", [True, False])
 def test_a_resumed_run_accounts_for_all_of_its_rounds(
-    make_experiment: Make, run_inline: RunInline, monkeypatch: pytest.MonkeyPatch
+    reproducible: bool,
+    make_experiment: Make,
+    run_inline: RunInline,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A run that breaks off says what it spent until then; gone on with, what all of it did."""
-    experiment = make_experiment(privacy=PRIVACY, experiment={"rounds": 5})
+    """A run that breaks off says what it spent until then; gone on with, what all of it did.
+
+    The round that was broken off counts again, unless its noise comes again too.
+    """
+    privacy = PRIVACY | {"reproducible_noise": reproducible}
+    experiment = make_experiment(privacy=privacy, experiment={"rounds": 5})
 
     import server.promise
 
@@ -358,10 +402,36 @@ def test_a_resumed_run_accounts_for_all_of_its_rounds(
     assert "4 rounds; accountant" in (first.manifest.guarantee or "")
     run = run_inline(
         make_experiment(
-            privacy=PRIVACY,
+            privacy=privacy,
             experiment={"rounds": 5},
             run={"out": experiment.run.out, "resume": True},
         )
     )
-    assert run.rounds.epsilon.tolist() == [by_hand(0.5, 1.0, n, 0.01) for n in range(1, 6)]
-    assert "5 rounds; accountant" in (run.manifest.guarantee or "")
+    again = 0 if reproducible else 1
+    counted = [1, 2, 3, 4 + again, 5 + again]
+    assert run.rounds.epsilon.tolist() == [by_hand(0.5, 1.0, n, 0.01) for n in counted]
+    assert f"{5 + again} rounds; accountant" in (run.manifest.guarantee or "")
+
+
+def test_a_run_goes_on_with_nothing_but_what_it_promised_to(
+    make_experiment: Make, run_inline: RunInline
+) -> None:
+    privacy = PRIVACY | {"level": "example", "delta": 1e-4}
+    experiment = make_experiment(privacy=privacy, experiment={"rounds": 1})
+    begun = run_inline(experiment).manifest.engine
+    account = begun[BASIS]
+    assert account["noise_multiplier"] == 1.0
+    same = spending(experiment, clients=8, sizes=[10] * 8, choose=lambda round: [0])
+    other = spending(experiment, clients=8, sizes=[10] * 7 + [11], choose=lambda round: [0])
+    check_basis({BASIS: same.basis()}, same)
+    check_basis({}, same)  # a run of before there was a basis
+    with pytest.raises(ConfigError, match="are no longer what they were"):
+        check_basis({BASIS: other.basis()}, same)
+    quieter = spending(
+        make_experiment(privacy=privacy | {"noise_multiplier": 0.9}),
+        clients=8,
+        sizes=[10] * 8,
+        choose=lambda round: [0],
+    )
+    with pytest.raises(ConfigError, match="are no longer what they were"):
+        check_basis({BASIS: quieter.basis()}, same)

@@ -99,7 +99,8 @@ def federated_rounds(
         figures: from round to what else its row holds.
 
     Raises:
-        RoundFailed: no client's update could be used, or they gave no finite model or test loss.
+        RoundFailed: no client's update could be used, unless noise covers that, or they gave no
+            finite model or test loss.
     """
     ask: Asker
     absent = left_out or {}
@@ -176,7 +177,7 @@ def next_model(
     Raises:
         RoundFailed: with every client's row.
     """
-    if not judged.usable and not (judged.skipped and aggregator.survives_nobody):
+    if not judged.usable and not (aggregator.survives_nobody and survivable(judged)):
         why = judged.ended or why_nobody(judged.clients)
         raise RoundFailed(f"round {round}: {why}", judged.clients)
     try:
@@ -201,6 +202,16 @@ def nobody(round: int, rows: Clients) -> Judged:
     """Return the answers of a cohort in which nobody can be asked."""
     total = WeightedSum(arrays={}, weight=0, clients=0)
     return Judged(updates=[], clients=rows, layers=[], total=total, skipped=True)
+
+
+def survivable(judged: Judged) -> bool:
+    """Say whether a round without an update is noise alone, where noise has to cover everybody.
+
+    That updates were rejected is of people's data, so that a run must not end by it; that nobody
+    answered is not.
+    """
+    rejected = judged.ended is None and any(row.status == "rejected" for row in judged.clients)
+    return judged.skipped or rejected
 
 
 def why_nobody(clients: Clients) -> str:

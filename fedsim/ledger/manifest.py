@@ -72,6 +72,8 @@ def resumed(manifest: Manifest, *, wall_seconds: float) -> Manifest:
         finished=None,
         error=None,
         model_sha256=None,
+        guarantee=None,  # what was spent until then is not what will have been
+        epsilon=None,
         wall_seconds=wall_seconds,
         pid=os.getpid(),
         host=here["host"],
