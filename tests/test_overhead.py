@@ -78,7 +78,7 @@ def test_the_prices_as_a_table(cli: CLI, tiny: tuple[str, ...]) -> None:
     ]
     rows = {line.split()[0]: re.split(" {2,}", line.strip()) for line in lines[2:5]}
     assert list(rows) == ["off", "light", "full"]
-    interval = r"-?[\d.]+{0} \[-?[\d.]+{0}, -?[\d.]+{0}\]"
+    interval = r"-?[\d.,]+{0} \[-?[\d.,]+{0}, -?[\d.,]+{0}\]"
     for level, (_, seconds, price, share, bound, within) in rows.items():
         assert re.fullmatch(interval.format(" [mu]?s"), seconds)
         assert (bound, within) == ("-", "-")  # which are laid down for the 2NN
