@@ -102,9 +102,10 @@ def start_ray(cores: int, address: str) -> bool:
     # JAX, where something was trained in this process before, warns of forks that go on as they
     # are. Ray's become other programs at once.
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-    options: dict[str, Any] = {"address": address}
+    # "local" is a node of our own, whatever another driver left running, or left behind.
+    options: dict[str, Any] = {"address": address or "local"}
     if not address:
-        options = {
+        options |= {
             "num_cpus": cores,
             "include_dashboard": False,
             "_system_config": {"max_direct_call_object_size": OUR_INLINE_BYTES},
