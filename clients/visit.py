@@ -115,10 +115,9 @@ def train_clients(
         )
     result = as_sent(experiment, asked, clients, result)
     with bill.clock("measuring"):
-        came_to = digest(asked.arrays, result)
-        if asked.clipping_norm is not None:  # lengths first, then what they are cut to
-            weights = clip_weights(came_to.update_norm, asked.clipping_norm)
-            came_to = digest(asked.arrays, result, weights=weights)
+        norm = asked.clipping_norm
+        cut = None if norm is None else partial(clip_weights, clipping_norm=norm)
+        came_to = digest(asked.arrays, result, weigh=cut)
     visit = partial(
         Visit,
         experiment=experiment,
@@ -216,8 +215,7 @@ def figures_of(visit: Visit, bill: Bill) -> tuple[Columns, dict[int, Layers]]:
     level, result = visit.asked.level, visit.result
     columns: Columns = {name: getattr(result, name) for name in RESULT}
     if visit.asked.clipping_norm is not None:
-        weights = clip_weights(visit.digest.update_norm, visit.asked.clipping_norm)
-        columns[CLIP_SCALE] = weights / UNIT
+        columns[CLIP_SCALE] = visit.digest.weights / UNIT
     if visit.initial_losses is not None:
         columns["initial_loss"] = visit.initial_losses
     layers: dict[int, Layers] = {}

@@ -76,12 +76,12 @@ class UserLevel:
         total = WeightedSum(arrays={}, weight=0, clients=0)
         if len(contributions):
             result = trained(contributions, examples)
-            weights = clip_weights(digest(start, result).update_norm, self.clipping_norm)
+            found = digest(start, result, weigh=lambda n: clip_weights(n, self.clipping_norm))
             total = WeightedSum(
-                arrays=digest(start, result, weights=weights).sum,
-                weight=int(weights.sum()),
-                clients=len(weights),
-                whole=int((weights == UNIT).sum()),
+                arrays=found.sum,
+                weight=int(found.weights.sum()),
+                clients=len(found.weights),
+                whole=int((found.weights == UNIT).sum()),
             )
         mean = self._bounded.aggregate_sum(self._round, start, total)[UPDATE]
         return np.asarray(mean * self._cohort)

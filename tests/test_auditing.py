@@ -77,9 +77,8 @@ def no_clipping(norms: np.ndarray, clipping_norm: float) -> np.ndarray:
     return np.full(len(norms), UNIT)
 
 
-def weights_by_examples(start: Any, result: Any, *, weights: Any = None) -> Any:
-    by = result.examples if weights is None else weights * result.examples
-    return digest(start, result, weights=by)
+def weights_by_examples(start: Any, result: Any, *, weigh: Any) -> Any:
+    return digest(start, result, weigh=lambda norms: weigh(norms) * result.examples)
 
 
 def fixed_size(source: NoiseSource, *, clients: int, probability: float) -> list[int]:

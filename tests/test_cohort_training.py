@@ -305,13 +305,15 @@ def test_models_are_digested_where_they_are(way: str, spoilt: list[int]) -> None
     result = subject.train(arrays, CLIENTS, learning_rate=0.1, rngs=rngs())
     weights = np.array([3, 1, 2**28, 7, 1, 5])
     assert result.digest_there is not None
-    got = digest(arrays, result, weights=weights)
+    seen = []
+    got = digest(arrays, result, weigh=lambda norms: seen.append(norms) or weights)
     alone = [
         subject.train(arrays, [held], learning_rate=0.1, rngs=[rng]).arrays
         for held, rng in zip(CLIENTS, rngs(), strict=True)
     ]
     stacks = {name: np.concatenate([models[name] for models in alone]) for name in arrays}
-    expected = digest_arrays(arrays, stacks, weights)
+    expected = digest_arrays(arrays, stacks, lambda norms: weights)
+    np.testing.assert_allclose(seen, [expected.update_norm], rtol=1e-12)
     assert np.flatnonzero(~got.finite).tolist() == spoilt
     assert got.finite.tolist() == expected.finite.tolist()
     assert list(got.sum) == list(expected.sum)
@@ -333,7 +335,7 @@ def test_a_buffer_that_is_not_finite_spoils_every_model(value: float) -> None:
     result = subject.train(arrays, CLIENTS, learning_rate=0.1, rngs=rngs())
     assert result.digest_there is not None
     got = digest(arrays, result)
-    expected = digest_arrays(arrays, result.arrays, result.examples)
+    expected = digest_arrays(arrays, result.arrays, lambda norms: result.examples)
     assert got.finite.tolist() == expected.finite.tolist() == [False] * len(CLIENTS)
     assert got.zeros.tolist() == expected.zeros.tolist()
     assert np.isnan(got.update_norm).all()

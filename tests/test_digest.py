@@ -80,9 +80,19 @@ def test_digest(shapes: str, spoilt: list[int]) -> None:
             assert np.isnan(got.zero_fraction[place])
 
 
-def test_weights_that_are_given() -> None:
+def test_weights_follow_the_norms() -> None:
     start, result = cohort(SHAPES["small"])
-    got = digest(start, result, weights=np.array([0, 1, 0, 0, 0, 0, 0, 2, 0]))
+    weights = np.array([0, 1, 0, 0, 0, 0, 0, 2, 0])
+    seen = []
+
+    def weigh(norms: Any) -> Any:
+        seen.append(norms)
+        return weights
+
+    got = digest(start, result, weigh=weigh)
+    assert np.array_equal(got.weights, weights)
+    (norms,) = seen
+    assert np.array_equal(norms, got.update_norm)
     expected = block_sum([(model(result, 1), 1), (model(result, 7), 2)])
     assert all((got.sum[name] == array).all() for name, array in expected.arrays.items())
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from fedsim.training.digest import Digest
+    from fedsim.training.digest import Digest, Weigh
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -38,7 +38,7 @@ class CohortResult:
         examples: (clients,), int64, that the client holds.
         steps: (clients,), int64, optimiser steps taken.
         loss_first_step, loss_last_step: (clients,), float64, as in ``LocalResult``.
-        digest_there: digests the models where they were trained, from the clients' weights; see
+        digest_there: digests the models where they were trained, and weighs them; see
             :func:`fedsim.training.digest.digest`. None where that is no faster.
     """
 
@@ -47,7 +47,7 @@ class CohortResult:
     steps: npt.NDArray[np.int64]
     loss_first_step: npt.NDArray[np.float64]
     loss_last_step: npt.NDArray[np.float64]
-    digest_there: Callable[[npt.NDArray[np.int64]], Digest] | None = None
+    digest_there: Callable[[Weigh], Digest] | None = None
 
 
 class CohortTrainer(Protocol):

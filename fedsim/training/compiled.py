@@ -14,7 +14,7 @@ from torch.nn import Module
 
 from fedsim.data.dataset import Dataset
 from fedsim.training.cohort import Arrays, CohortResult, Recipe
-from fedsim.training.digest import Digest, digest_of
+from fedsim.training.digest import Digest, Weigh, plain_sum, sizes_of_trained
 from fedsim.training.orders import Chunk, Shape, chunks, idle_chunk, shapes_of
 from fedsim.training.results import Collected, Deferred, stacked
 from fedsim.training.traced import Traced, trace
@@ -102,10 +102,16 @@ class CompiledTrainer:
         return self._traces[width]
 
     @cached_property
-    def _digesting(self) -> Any:
-        from fedsim.training.digesting import digesting
+    def _sizing(self) -> Any:
+        from fedsim.training.digesting import sizing
 
-        return digesting(self._lanes)
+        return sizing(self._lanes)
+
+    @cached_property
+    def _adding(self) -> Any:
+        from fedsim.training.digesting import adding
+
+        return adding(self._lanes)
 
     def _program(self, width: int, call: int) -> Any:
         """Return the program for batches of this width and so many clients a call."""
@@ -177,7 +183,7 @@ class CompiledTrainer:
                 models, *_ = self._jax.block_until_ready(self._run(chunk, begin, 0.0, zeros))
                 if call == self._call and self._exact:
                     trained = [(chunk.places, models)]
-                    self._digest(arrays, begin, trained, np.ones(1, np.int64))
+                    self._digest(arrays, begin, trained, lambda norms: np.ones(1, np.int64))
         self._ready |= missing
 
     def train(
@@ -227,26 +233,33 @@ class CompiledTrainer:
             out.put_models(places, release_lanes(stacks, self._held))
         return out.arrays()
 
-    def _digest(self, arrays: Arrays, begin: Any, trained: Trained, weights: Ints) -> Digest:
+    def _digest(self, arrays: Arrays, begin: Any, trained: Trained, weigh: Weigh) -> Digest:
         """Digest the models where they are; see :func:`fedsim.training.digest.digest`."""
         from fedsim.training.programs import release
 
         start = {name: begin[name] for name in self._parameters}
-        figures = []
         with self._scope():
+            found = []
+            for places, models in trained:
+                figures = self._sizing(models, start, np.int32(len(places)))
+                found.append([np.asarray(values)[: len(places)] for values in figures])
+            squares, zeros, finite = map(np.concatenate, zip(*found, strict=True))
+            sizes = sizes_of_trained(
+                arrays,
+                sorted(self._parameters),  # JAX takes trees in this order
+                squares=squares,
+                zeros=zeros.astype(np.int64),
+                finite=finite,
+            )
+            weights = weigh(sizes.update_norm)
             total = {name: np.zeros(array.shape) for name, array in start.items()}
             for places, models in trained:
                 count, factors = len(places), np.zeros(self._call)
-                factors[:count] = weights[places]
-                total, sizes = self._digesting(total, models, start, factors, np.int32(count))
-                figures.append([np.asarray(values)[:count] for values in sizes])
-        squares, zeros, finite = map(np.concatenate, zip(*figures, strict=True))
-        sums = {name: np.asarray(array) for name, array in total.items()}
-        return digest_of(
-            arrays,
-            weights,
-            sums=release(sums, self._held),
-            squares=squares,
-            zeros=zeros.astype(np.int64),
-            finite=finite,
-        )
+                included = np.zeros(self._call, np.bool_)
+                factors[:count], included[:count] = weights[places], sizes.finite[places]
+                total = self._adding(total, models, factors, included, np.int32(count))
+        sums = release({name: np.asarray(array) for name, array in total.items()}, self._held)
+        for name in (name for name in arrays if name not in sums):
+            same = np.broadcast_to(arrays[name], (len(weights), *arrays[name].shape))
+            sums[name] = plain_sum(same, weights, sizes.finite)
+        return Digest(sum={name: sums[name] for name in arrays}, weights=weights, **vars(sizes))

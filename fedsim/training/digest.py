@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,22 @@ import numpy.typing as npt
 from fedsim.training.cohort import Arrays, CohortResult
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 # Elements that are worked on at once, so that they stay in the processor's nearer caches.
 BLOCK = 2**15
 
 
+# From the norms of updates, (clients,), to what the clients' models weigh: whole numbers below
+# 2^29, so that a product with a float32 is exact.
+Weigh = Callable[[Floats], Ints]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Digest:
+class Sizes:
     """Of the updates (after - before) of a cohort's clients, over the floating tensors.
 
     Attributes:
-        sum: by name in the model's order, float64: the clients' models times their weights, added
-            in the order of the clients; those that are not ``finite`` left out. Integer buffers are
-            summed too.
         squares: (clients, tensors), float64, squared Euclidean norms by tensor.
         names: of the tensors, as the columns of ``squares``.
         zeros: (clients,), int64, coordinates that are exactly zero.
@@ -32,10 +35,9 @@ class Digest:
         finite: (clients,), whether all of a client's model is.
     """
 
-    sum: dict[str, Floats]
     squares: Floats
     names: tuple[str, ...]
-    zeros: npt.NDArray[np.int64]
+    zeros: Ints
     elements: int
     finite: npt.NDArray[np.bool_]
 
@@ -55,45 +57,57 @@ class Digest:
         return dict(zip(self.names, np.sqrt(self.squares[place]).tolist(), strict=True))
 
 
-def digest(
-    start: Arrays, result: CohortResult, *, weights: npt.NDArray[np.int64] | None = None
-) -> Digest:
-    """Return the sum and the sizes of the updates of a cohort.
+@dataclass(frozen=True, kw_only=True)
+class Digest(Sizes):
+    """The sizes of a cohort's updates, and the sum of its models.
+
+    Attributes:
+        weights: (clients,), of the models in ``sum``.
+        sum: by name in the model's order, float64: the clients' models times their weights, added
+            in the order of the clients; those that are not ``finite`` left out. Integer buffers are
+            summed too.
+    """
+
+    weights: Ints
+    sum: dict[str, Floats]
+
+
+def digest(start: Arrays, result: CohortResult, *, weigh: Weigh | None = None) -> Digest:
+    """Return the sum of the models of a cohort, and the sizes of its updates.
 
     Args:
         start: the model that all started from.
         result: what became of it.
-        weights: (clients,), whole numbers below 2^29, so that a product with a float32 is exact;
-            by default the clients' examples.
+        weigh: by default a model weighs as much as its client has examples.
     """
-    weights = result.examples if weights is None else weights
+    weigh = weigh or (lambda _: result.examples)
     if result.digest_there is not None:
-        return result.digest_there(weights)
-    return digest_arrays(start, result.arrays, weights)
+        return result.digest_there(weigh)
+    return digest_arrays(start, result.arrays, weigh)
 
 
-def digest_arrays(start: Arrays, arrays: Arrays, weights: npt.NDArray[np.int64]) -> Digest:
+def digest_arrays(start: Arrays, arrays: Arrays, weigh: Weigh) -> Digest:
     """Return the digest of models, (clients, \\*shape) each; other arguments as for `digest`."""
-    count = len(weights)
+    sizes = sizes_of(start, arrays)
+    weights = weigh(sizes.update_norm)
+    total = {name: plain_sum(arrays[name], weights, sizes.finite) for name in start}
+    return Digest(sum=total, weights=weights, **vars(sizes))
+
+
+def sizes_of(start: Arrays, arrays: Arrays) -> Sizes:
+    """Return the sizes of the updates of models, (clients, \\*shape) each."""
+    count = len(next(iter(arrays.values())))
     floating = [name for name, array in start.items() if array.dtype.kind == "f"]
-    sums = {name: np.zeros(array.shape) for name, array in start.items()}
     squares, zeros = np.zeros((count, len(floating))), np.zeros(count, np.int64)
     with np.errstate(over="ignore", invalid="ignore"):
         for part in parts({name: start[name].size for name in floating}):
             old = np.concatenate([p.of(start[floating[p.tensor]][None]) for p in part], axis=1)[0]
             new = [p.of(arrays[floating[p.tensor]]) for p in part]
-            total = np.zeros(old.size)
-            _digest_part(part, old, new, weights, total, squares, zeros)
-            for p in part:
-                sums[floating[p.tensor]].reshape(-1)[p.first : p.last] = total[p.place]
+            _size_part(part, old, new, squares, zeros)
         finite: npt.NDArray[np.bool_] = np.asarray(np.isfinite(squares).all(axis=1))
     for i in np.flatnonzero(~finite):  # may be squares that are too large
         finite[i] = all(np.isfinite(stack[i]).all() for stack in arrays.values())
-    again = start if not finite.all() else [name for name in start if name not in floating]
-    for name in again:
-        sums[name] = plain_sum(arrays[name][finite], weights[finite])
-    return Digest(
-        sum=sums,
+    return Sizes(
         squares=squares,
         names=tuple(floating),
         zeros=zeros,
@@ -102,41 +116,34 @@ def digest_arrays(start: Arrays, arrays: Arrays, weights: npt.NDArray[np.int64])
     )
 
 
-def digest_of(
+def sizes_of_trained(
     start: Arrays,
-    weights: npt.NDArray[np.int64],
+    names: Sequence[str],
     *,
-    sums: Arrays,
     squares: Floats,
-    zeros: npt.NDArray[np.int64],
+    zeros: Ints,
     finite: npt.NDArray[np.bool_],
-) -> Digest:
-    """Return the digest of models of which only some arrays were trained.
+) -> Sizes:
+    """Return the sizes of updates of which only some arrays were trained.
 
     Args:
-        sums: of the arrays that were, as in :class:`Digest`; the others are as at the start.
-        squares: (clients, trained arrays), in the order of ``sums``.
+        start: the model; its other arrays are what they were.
+        names: of those that were trained.
+        squares: (clients, trained arrays), in the order of ``names``.
         zeros: (clients,), of the trained arrays.
-        finite: (clients,).
+        finite: (clients,), likewise.
     """
     floating = [name for name, array in start.items() if array.dtype.kind == "f"]
-    untouched = [name for name in start if name not in sums]
-    columns = np.zeros((len(weights), len(floating)))
-    columns[:, [floating.index(name) for name in sums]] = squares
+    columns = np.zeros((len(squares), len(floating)))
+    columns[:, [floating.index(name) for name in names]] = squares
     unmoved = 0
-    for name in (name for name in untouched if name in floating):
+    for name in (name for name in floating if name not in names):
         with np.errstate(invalid="ignore"):
             moved = start[name] - start[name]  # NaN where a number is not finite
         columns[:, floating.index(name)] = np.square(moved).sum()
         unmoved += int(np.count_nonzero(moved == 0))
         finite = finite & bool(np.isfinite(start[name]).all())
-    good = weights[finite]
-    others = {
-        name: plain_sum(np.broadcast_to(start[name], (len(good), *start[name].shape)), good)
-        for name in untouched
-    }
-    return Digest(
-        sum={name: sums[name] if name in sums else others[name] for name in start},
+    return Sizes(
         squares=columns,
         names=tuple(floating),
         zeros=zeros + unmoved,
@@ -145,11 +152,11 @@ def digest_of(
     )
 
 
-def plain_sum(stack: npt.NDArray[Any], weights: npt.NDArray[np.int64]) -> Floats:
-    """Return sum_i weights_i stack_i, one after another, in float64."""
+def plain_sum(stack: npt.NDArray[Any], weights: Ints, included: npt.NDArray[np.bool_]) -> Floats:
+    """Return sum_i weights_i stack_i of those included, one after another, in float64."""
     total = np.zeros(stack.shape[1:])
-    for weight, array in zip(weights, stack, strict=True):
-        total += np.multiply(array, float(weight), dtype=np.float64)
+    for i in np.flatnonzero(included):
+        total += np.multiply(stack[i], float(weights[i]), dtype=np.float64)
     return total
 
 
@@ -187,16 +194,14 @@ def parts(sizes: Mapping[str, int]) -> Iterator[list[Piece]]:
         yield part
 
 
-def _digest_part(
+def _size_part(
     part: Sequence[Piece],
     old: npt.NDArray[Any],
     new: Sequence[npt.NDArray[Any]],
-    weights: npt.NDArray[np.int64],
-    total: Floats,
     squares: Floats,
-    zeros: npt.NDArray[np.int64],
+    zeros: Ints,
 ) -> None:
-    """Add a part's sum, squared norms and zeros to ``total``, ``squares`` and ``zeros``.
+    """Add a part's squared norms and zeros to ``squares`` and ``zeros``.
 
     Args:
         old: (coordinates,), before training.
@@ -204,20 +209,17 @@ def _digest_part(
     """
     before, offsets = old.astype(np.float64), [piece.place.start for piece in part]
     tensors = [piece.tensor for piece in part]
-    rows, factors = max(1, BLOCK // old.size), weights.astype(np.float64)
-    work, change = np.empty((rows, old.size)), np.empty((rows, old.size))
-    for at in range(0, len(weights), rows):
+    rows = max(1, BLOCK // old.size)
+    work = np.empty((rows, old.size))
+    for at in range(0, len(zeros), rows):
         here = slice(at, at + rows)
-        after, moved = work[: len(weights[here])], change[: len(weights[here])]
+        moved = work[: len(zeros[here])]
         for piece, stack in zip(part, new, strict=True):
-            after[:, piece.place] = stack[here]
-        np.subtract(after, before, out=moved)
+            moved[:, piece.place] = stack[here]
+        moved -= before
         zeros[here] += [np.count_nonzero(row == 0) for row in moved]
         np.square(moved, out=moved)
         if len(part) == 1:  # twice as fast
             squares[here, tensors[0]] += moved.sum(axis=1)
         else:
             squares[here, tensors] += np.add.reduceat(moved, offsets, axis=1)
-        np.multiply(after, factors[here, None], out=after)
-        for row in after:  # one after another: the order is part of the result
-            total += row

@@ -1,4 +1,4 @@
-"""The program that digests models where they were trained; see :mod:`fedsim.training.digest`.
+"""The programs that digest models where they were trained; see :mod:`fedsim.training.digest`.
 
 Imported by ``compiled.py`` alone, as JAX is here.
 """
@@ -16,35 +16,51 @@ from fedsim.training.programs import Program, Tree, groups_of, put_lanes, take_l
 Sizes = tuple[Array, Array, Array]
 
 
-def digesting(lanes: int) -> Program:
-    """Return the program that digests the models of clients, ``lanes`` of them at once.
+def sizing(lanes: int) -> Program:
+    """Return the program that measures the updates of clients, ``lanes`` of them at once.
 
-    It takes (total, models, begin, weights, count) and gives (total, (squares, zeros, finite)).
-    Models are as the training programs give them, the clients along the first axis, a multiple of
-    ``lanes`` long; their parameters are no wider than float32, so that a product with a weight is
-    exact in float64. The total is by parameter, float64; weights are (clients,), float64, and
-    ``count`` is how many of them are clients. Of the updates: squared norms by parameter,
-    (clients, parameters); coordinates that are zero, (clients,); whether a model is finite.
+    It takes (models, begin, count) and gives (squares, zeros, finite). Models are as the training
+    programs give them, the clients along the first axis, a multiple of ``lanes`` long; ``count`` is
+    how many of them are clients. Of the updates: squared norms, (clients, parameters by name);
+    coordinates that are zero, (clients,); whether a model is finite.
     """
 
-    def program(
-        total: Tree, models: Tree, begin: Tree, weights: Array, count: Array
-    ) -> tuple[Tree, Sizes]:
-        call = len(weights)
+    def program(models: Tree, begin: Tree, count: Array) -> Sizes:
+        call = len(next(iter(models.values())))
+        if call == lanes:
+            return _sizes(models, begin)
 
-        def body(g: Any, carry: tuple[Tree, Sizes]) -> tuple[Tree, Sizes]:
-            total, out = carry
-            first = g * lanes
-            mine = take_lanes(models, first, lanes)
-            squares, zeros, finite = _sizes(mine, begin)
-            finite &= first + jnp.arange(lanes) < count
-            added = _added_up(total, mine, take_lanes(weights, first, lanes), finite)
-            return added, put_lanes(out, (squares, zeros, finite), first)
+        def body(g: Any, out: Sizes) -> Sizes:
+            found = _sizes(take_lanes(models, g * lanes, lanes), begin)
+            put: Sizes = put_lanes(out, found, g * lanes)
+            return put
 
         blank = jnp.zeros((call, len(models))), jnp.zeros(call), jnp.zeros(call, bool)
-        if call == lanes:
-            return body(0, (total, blank))
-        result: tuple[Tree, Sizes] = lax.fori_loop(0, groups_of(count, lanes), body, (total, blank))
+        result: Sizes = lax.fori_loop(0, groups_of(count, lanes), body, blank)
+        return result
+
+    made: Program = jax.jit(program)
+    return made
+
+
+def adding(lanes: int) -> Program:
+    """Return the program that adds up the models of clients, ``lanes`` of them at once.
+
+    It takes (total, models, weights, included, count) and gives the total, by parameter, float64.
+    Models and ``count`` are as for :func:`sizing`; their parameters are no wider than float32, so
+    that a product with a weight is exact in float64. Weights are (clients,), float64; who is not
+    included, (clients,), is left out.
+    """
+
+    def program(total: Tree, models: Tree, weights: Array, included: Array, count: Array) -> Tree:
+        if len(weights) == lanes:
+            return _added_up(total, models, weights, included)
+
+        def body(g: Any, total: Tree) -> Tree:
+            mine, factors, wanted = take_lanes((models, weights, included), g * lanes, lanes)
+            return _added_up(total, mine, factors, wanted)
+
+        result: Tree = lax.fori_loop(0, groups_of(count, lanes), body, total)
         return result
 
     made: Program = jax.jit(program, donate_argnums=0)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedsim.training.cohort import Arrays, CohortResult
-from fedsim.training.digest import Digest
+from fedsim.training.digest import Digest, Weigh
 
 
 class Collected:
@@ -84,7 +84,7 @@ class Collected:
     def result(
         self,
         arrays: Arrays | None = None,
-        digest_there: Callable[[npt.NDArray[np.int64]], Digest] | None = None,
+        digest_there: Callable[[Weigh], Digest] | None = None,
     ) -> CohortResult:
         """Return everything, in the order of the clients.
 
