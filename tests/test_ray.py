@@ -261,6 +261,19 @@ def test_an_address_that_nobody_listens_at_is_an_error_at_once():
         open_executor("ray", AppSource.of(ClientApp()), workers=1, address="127.0.0.1:1")
 
 
+def test_another_cluster_that_is_named_somewhere_is_not_joined(monkeypatch):
+    """Ray would join what its environment names, or what a killed driver left in its directory."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    executor = open_executor(
+        "ray", AppSource.of(faulty_app(lambda message, context: None)), workers=1
+    )
+    try:
+        replies = ask(SimulationGrid(executor, nodes=1), [1])
+        assert all(reply.has_content() for reply in replies.values())
+    finally:
+        executor.close()
+
+
 def test_what_is_left_of_a_closed_engine_harms_no_later_one():
     import ray
 
