@@ -222,7 +222,8 @@ def secrecy_conflicts(e: Experiment) -> Iterator[Conflict]:
             f"server.clients_per_round = {cohort}: {on} hides an update among others, at least "
             f"{LEAST_COHORT}; ask more clients a round",
         )
-    left = cohort - len(e.server.absent)
+    # What is no list of numbers is told of elsewhere.
+    left = cohort - len({*filter(None, map(str.strip, e.server.left_out.split(",")))})
     if e.privacy.level != "user" and left < LEAST_COHORT <= cohort:
         yield (
             ("server.left_out", "privacy.secure_aggregation"),
