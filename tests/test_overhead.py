@@ -92,7 +92,7 @@ def test_the_prices_as_a_table(cli: CLI, tiny: tuple[str, ...]) -> None:
     first, *others = answer.err.splitlines()
     assert first == "run 1/15"
     for number, line in enumerate(others, 2):
-        assert re.fullmatch(rf"run {number}/15, about [\d.]+ m?s left", line)
+        assert re.fullmatch(rf"run {number}/15, about (\d+ min )?[\d.]+ m?s left", line)
     assert len(others) == 14
 
 
