@@ -93,13 +93,14 @@ def noise_conflicts(e: Experiment) -> Iterator[Conflict]:
             f"privacy.target_epsilon = 0.0: {level} needs an epsilon above 0 to solve the noise "
             "for, or privacy.noise_multiplier; 0 itself would take infinite noise",
         )
+    people = protected_people(e)
     if not p.delta:
+        such = f", such as {0.1 / people:.1g}" if people else ""
         yield (
             ("privacy.delta", "privacy.level"),
             f"privacy.delta = 0.0: {level} needs a delta above 0 and below 1 / the number of those "
-            "it protects; Gaussian noise promises nothing at 0",
+            f"it protects{such}; Gaussian noise promises nothing at 0",
         )
-    people = protected_people(e)
     if people and p.delta >= 1 / people:
         yield (
             ("privacy.delta", "data.clients", "privacy.noise_cohort"),
@@ -258,5 +259,6 @@ def adversary_conflicts(e: Experiment) -> Iterator[Conflict]:
     if kind != "none" and not fraction:
         yield (
             ("adversary.fraction", "adversary.kind"),
-            f"adversary.fraction = 0.0: adversary.kind = {kind!r} needs hostile clients",
+            f"adversary.fraction = 0.0: adversary.kind = {kind!r} needs hostile clients; "
+            "give the share that is, such as 0.2",
         )

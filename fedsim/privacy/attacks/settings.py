@@ -84,7 +84,7 @@ class Setting:
             problems.append(f"level = {self.level!r}: unknown; {nearest(self.level, LEVELS)}")
         elif protected and not self.clipping_norm > 0:
             problems.append(
-                f"clipping_norm = {self.clipping_norm}: level {self.level!r} needs a norm"
+                f"clipping_norm = {self.clipping_norm}: level {self.level!r} needs a norm, as 1"
             )
         elif not protected and (self.clipping_norm or self.noise_multiplier):
             problems.append(
