@@ -415,12 +415,9 @@ def test_a_run_that_breaks_off_goes_on_with_the_same_bits(
     assert run.manifest.model_sha256 == straight.manifest.model_sha256
     for column in COLUMNS[level] - {"epsilon"}:
         assert run.rounds[column].tolist() == straight.rounds[column].tolist()
-    spent, planned = (one.rounds.epsilon.tolist() for one in (run, straight))
-    assert spent[:2] == planned[:2]
-    if level == "local":  # what clients had sent of a third round, before it was done again
-        assert all(more > once for more, once in zip(spent[2:], planned[2:], strict=True))
-    else:
-        assert spent == planned
+    # With other noise what was done again would count again, see test_spending.py.
+    assert run.rounds.epsilon.tolist() == straight.rounds.epsilon.tolist()
+    assert run.manifest.guarantee == straight.manifest.guarantee
     if level == "adaptive":
         assert run.rounds.clipping_norm.nunique() == 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -392,11 +393,21 @@ def test_a_diverged_update_is_kept_out_by_its_own_client(
     assert load(experiment.run.out).clients.error.str.contains("lower train.learning_rate").all()
 
 
-def test_too_few_who_are_left_are_not_asked(
-    make_experiment: Make, run_inline: RunInline, tampered: Callable[[Tamper], None]
+def test_too_few_who_have_data_are_not_asked(
+    make_experiment: Make,
+    run_inline: RunInline,
+    tampered: Callable[[Tamper], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    import server.app
+
+    locate = server.app.locate_clients
+    without = dict.fromkeys(range(3), "no data")
+    monkeypatch.setattr(
+        server.app, "locate_clients", lambda *a, **k: replace(locate(*a, **k), left_out=without)
+    )
     tampered(lambda *_: pytest.fail("somebody was asked"))
-    experiment = make_experiment(**merged(server={"left_out": "0,1,2"}))
+    experiment = make_experiment(**merged())
     with pytest.raises(RoundFailed, match="round 1: none of 5 clients"):
         run_inline(experiment)
     errors = load(experiment.run.out).clients.error
