@@ -50,7 +50,6 @@ def check_affordable(experiment: Experiment, spending: Spending) -> None:
         PrivacyError: no noise gives ``privacy.target_epsilon``, or adaptive clipping has no room
             in it.
     """
-    budget = experiment.privacy.epsilon_budget
     if math.isinf(spending.epsilon(spending.rounds)):
         raise ConfigError(
             [
@@ -61,12 +60,13 @@ def check_affordable(experiment: Experiment, spending: Spending) -> None:
     if not spending.last_round():
         raise ConfigError(
             [
-                f"privacy.epsilon_budget = {budget}: the first round alone would spend "
+                f"privacy.epsilon_budget = {experiment.privacy.epsilon_budget}: the first round "
+                "alone would spend "
                 f"{spending.epsilon(1):.4g}; raise it, or privacy.noise_multiplier"
             ]
         )
     z = spending.noise_multiplier
-    if experiment.privacy.level == "user":
+    if experiment.privacy.level == "user":  # refuses adaptive clipping without room in the noise
         noise_of(experiment.privacy, z, experiment.server.clients_per_round)
     check_range(experiment, z)
 
