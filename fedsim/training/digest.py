@@ -90,7 +90,8 @@ def digest_arrays(start: Arrays, arrays: Arrays, weigh: Weigh) -> Digest:
     """Return the digest of models, (clients, \\*shape) each; other arguments as for `digest`."""
     sizes = sizes_of(start, arrays)
     weights = weigh(sizes.update_norm)
-    total = {name: plain_sum(arrays[name], weights, sizes.finite) for name in start}
+    with np.errstate(over="ignore", invalid="ignore"):  # a sum that overflows is found by its model
+        total = {name: plain_sum(arrays[name], weights, sizes.finite) for name in start}
     return Digest(sum=total, weights=weights, **vars(sizes))
 
 
