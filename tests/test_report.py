@@ -482,7 +482,7 @@ def test_an_arm_by_hand(arm: Arm) -> None:
     assert figures.pop("hidden_dead_fraction") == pytest.approx((0.1, 0.1))
     assert figures.pop("modelled_seconds_per_client") == (2.0, 2.0)
     assert figures.pop("modelled_joules_per_client") == (0.25, 0.25)
-    for name in ("local_accuracy", "local_worst_decile", "local_gini"):
+    for name in ("local_accuracy", "local_worst_decile", "local_gini", "attack_success_fraction"):
         assert figures.pop(name) == ()  # nobody said
     share = (0.8 - 0.4) / (0.9 - 0.4)  # of the two rounds from the first to the third
     for cost, spent in {
