@@ -117,6 +117,20 @@ def byzantine_conflicts(e: Experiment) -> Iterator[Conflict]:
         )
 
 
+def remarks(e: Experiment) -> Iterator[str]:
+    """Yield what is possible and perhaps not meant: it is said, and the run goes on."""
+    server, attack = e.server, e.adversary
+    if server.strategy in BYZANTINE_FACTOR and attack.kind != "none":
+        expected = attack.fraction * server.clients_per_round
+        if server.byzantine_clients < expected:
+            yield (
+                f"server.byzantine_clients = {server.byzantine_clients}: some {expected:.3g} of "
+                f"server.clients_per_round = {server.clients_per_round} are hostile "
+                f"(adversary.fraction = {attack.fraction:g}), more than {server.strategy} is to "
+                "withstand"
+            )
+
+
 def absence_conflicts(left_out: str, clients: int) -> Iterator[Conflict]:
     """Yield what is wrong with the clients that are never asked."""
     involved = ("server.left_out", "data.clients")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import fedsim
 from fedsim.config import Experiment
+from fedsim.conflicts import remarks
 from fedsim.errors import ConfigError, EngineError
 from fedsim.runs import forget_torn, holds_run
 
@@ -65,6 +66,8 @@ def prepare(experiment: Experiment, tell: Callable[[str], None] = ignore) -> Exp
     check_profile(experiment.measure.device)
     table = dataclasses.replace(experiment.data, clients=clients)
     check_promise(dataclasses.replace(experiment, data=table))
+    for remark in remarks(experiment):
+        tell(remark)
     return choose(dataclasses.replace(experiment, data=table), tell)
 
 

@@ -354,12 +354,14 @@ def test_the_report_as_text_and_as_json() -> None:
         level=0.001,
     )
     lines = [*report.sentences()]
-    assert lines[0].startswith("epsilon is at least 0.403 (95% confidence: 8 of 8 guesses right")
+    first = "epsilon is at least 0.403 (95% confidence: 8 of 8 guesses right; 10 canaries can show"
+    assert lines[0].startswith(f"{first} 0.403) and at most ")
     assert lines[1:3] == [
         "noise: holds: as claimed; p = 0.5",
         "sensitivity: CONTRADICTED: too far; p = 1e-09",
     ]
-    assert lines[3].startswith("the mechanism is CONTRADICTED")
+    assert lines[3].startswith("a check contradicts below p = 0.0005, ")
+    assert lines[4].startswith("the mechanism is CONTRADICTED")
     found = json.loads(json.dumps(report.as_json()))
     assert (found["refuted"], found["contradicted"]) == (["sensitivity"], True)
     assert found["epsilon_upper"] == CLAIMS.epsilon

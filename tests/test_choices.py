@@ -205,3 +205,33 @@ def test_a_study_leaves_the_compiler_to_the_runs_that_it_has(
     assert begun.base == {"train.compiler": "torch", "engine.name": "inline"}
     asked = Study(name="s", base={"train.compiler": "xla"}, axes=axes, seeds=(0,), targets=())
     assert as_begun(asked, tmp_path).base["train.compiler"] == "xla"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "withstood", "remark"),
+    [
+        ("krum", 0, "server.byzantine_clients = 0: some 1.5 of server.clients_per_round = 6 are"),
+        ("krum", 1, "server.byzantine_clients = 1: some 1.5 of server.clients_per_round = 6 are"),
+        ("bulyan", 0, "more than bulyan is to withstand"),
+        ("fedmedian", 0, None),  # needs no number
+    ],
+)
+def test_a_defence_against_fewer_than_attack_is_remarked_on(
+    make_experiment: Make, told: list[str], strategy: str, withstood: int, remark: str | None
+) -> None:
+    server = {"strategy": strategy, "byzantine_clients": withstood, "clients_per_round": 6}
+    attack = {"kind": "sign_flip", "fraction": 0.25}
+    prepare(make_experiment(server=server, adversary=attack), told.append)
+    found = [line for line in told if "byzantine" in line]
+    assert len(found) == (remark is not None)
+    assert remark is None or remark in found[0]
+
+
+def test_a_defence_that_is_large_enough_or_that_nobody_needs_is_not(
+    make_experiment: Make, told: list[str]
+) -> None:
+    server = {"strategy": "krum", "byzantine_clients": 2, "clients_per_round": 8}
+    attack = {"kind": "sign_flip", "fraction": 0.25}  # two of eight
+    prepare(make_experiment(server=server, adversary=attack), told.append)
+    prepare(make_experiment(server={"strategy": "krum"}), told.append)
+    assert not [line for line in told if "byzantine" in line]

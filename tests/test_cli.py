@@ -84,7 +84,7 @@ def test_a_run_prints_one_json_object_and_reports_every_round_on_standard_error(
     assert summary["kinds"]["uplink_bytes"] == "counted"
     assert summary["kinds"]["wall_seconds"] == "measured"
     assert summary["kinds"]["modelled_joules"] == "modelled"
-    figures = {k for k, v in summary.items() if isinstance(v, int | float)}
+    figures = {k for k, v in summary.items() if type(v) in (int, float)}
     assert figures <= set(summary["kinds"])
     assert summary["calibration"] is None
     assert re.fullmatch("[0-9a-f]{64}", summary["model_sha256"])
@@ -95,6 +95,12 @@ def test_a_run_prints_one_json_object_and_reports_every_round_on_standard_error(
         assert re.fullmatch(
             r"round ./2  loss [\d.]+  accuracy [\d.]+%  \d+ clients/s  [\d.]+ m?s left", line
         )
+
+
+def test_between_tests_the_last_one_is_told_with_its_round(cli: CLI, tiny: list[str]) -> None:
+    answer = cli("run", *tiny, "-s", "experiment.rounds=5", "-s", "server.evaluate_every=3")
+    told = re.findall(r"accuracy \S+((?: \(of round \d\))?)  ", answer.err)
+    assert told == ["", "", "", " (of round 3)", ""]  # the last round is tested in any case
 
 
 def test_a_quiet_run_says_nothing_but_its_result(cli: CLI, tiny: list[str]) -> None:

@@ -22,6 +22,7 @@ from fedsim.privacy.attacks.gallery import PICTURES, Reconstructions, gallery_by
 from fedsim.privacy.attacks.rows import ROWS, LeakageRow, rows_bytes
 from fedsim.records import ClientRow, RoundRow
 from fedsim.report.arms import summarise_study
+from fedsim.report.drawing import LIGHT
 from fedsim.report.leakage import leakages
 from fedsim.report.leaks import attacks_page, leakage_by_batch, leakage_sections
 from fedsim.report.markdown import markdown_of
@@ -346,12 +347,27 @@ def images(name: str) -> Reconstructions:
 def test_leakage_is_shown_by_the_size_of_the_batch() -> None:
     picture = leakage_by_batch(leakages(rows_of({"relu": 0.9, "tanh": 0.0})))
     assert picture is not None
+    assert picture.title == "Leakage by batch size"
     assert picture.table[1] == [
-        ("analytic, mnist", "relu", "1", "100.0%"),
-        ("analytic, mnist", "relu", "8", "90.0%"),
-        ("analytic, mnist", "tanh", "1", "100.0%"),
-        ("analytic, mnist", "tanh", "8", "0.0%"),
+        ("analytic, mnist", "relu", "1", "recovered at 1e-3", "100.0%"),
+        ("analytic, mnist", "relu", "8", "recovered at 1e-3", "90.0%"),
+        ("analytic, mnist", "tanh", "1", "recovered at 1e-3", "100.0%"),
+        ("analytic, mnist", "tanh", "8", "recovered at 1e-3", "0.0%"),
     ]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_leakage_of_a_single_size_of_batch_is_shown_by_activation(seeds: int) -> None:
+    shares = {"relu": 0.9, "tanh": 0.0}
+    rows = [row(name, 8, seed, shares[name]) for name in shares for seed in range(seeds)]
+    picture = leakage_by_batch(leakages(rows))
+    assert picture is not None
+    assert picture.title == "Leakage by activation"
+    (axis,) = picture.draw(LIGHT, False).axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["relu", "tanh"]
+    assert axis.get_xlabel() == "recovered at 1e-3, of 8 examples that the client holds"
+    shown = {float(line.get_ydata()[0]): line.get_xdata()[0] for line in axis.lines[1::2]}
+    assert shown == {0.0: pytest.approx(0.9), 1.0: 0.0}
 
 
 def test_nobody_attacked_is_no_section() -> None:
@@ -428,7 +444,7 @@ def test_leakage_under_the_table_s_own_promise_stands_beside_that_of_clear_updat
     }
     picture = leakage_by_batch(leakages(rows))
     assert picture is not None
-    assert {line[0] for line in picture.table[1]} == {"analytic, mnist"}
+    assert {line[0] for line in picture.table[1]} == {"analytic, mnist, mlp of 1 x 500"}
 
 
 def test_a_verdict_against_the_literature_is_named(tmp_path: Path) -> None:

@@ -257,7 +257,9 @@ def test_a_summary_adds_up_what_the_ledger_holds(tmp_path: Path) -> None:
         "container_sent_bytes": None,
         "device": None,
         "epsilon": None,
+        "adversary": None,
         "attack_success_fraction": None,
+        "secure_aggregation": False,
         "guarantee": None,
         "blanks": {},
     }
@@ -536,7 +538,7 @@ def test_every_figure_of_a_run_has_its_kind(tmp_path: Path) -> None:
     summary = run_summary(write_run(tmp_path / "a", [0.5], client=full))
     kinds = kinds_of(summary)
     texts = {"run", "name", "status", "error", "device", "blanks", "model_sha256", "guarantee"}
-    assert set(kinds) == set(summary) - texts
+    assert set(kinds) == set(summary) - texts - {"adversary", "secure_aggregation"}
     assert {name for name, kind in kinds.items() if kind == "modelled"} == {
         *("modelled_seconds", "modelled_joules")
     }

@@ -15,6 +15,7 @@ ALWAYS: dict[str, Any] = {
     **{"local_accuracy": None, "clients_trained": 4, "clients_failed": 0},
     **{"cpu_seconds": 1.5, "wall_seconds": 2.5, "model_sha256": "abc"},
     **{"device": "phone", "blanks": {}, "guarantee": None, "attack_success_fraction": None},
+    **{"adversary": None, "secure_aggregation": False},
 }
 # What nobody asked for at level off.
 LATER = (
@@ -48,7 +49,14 @@ def test_at_level_off() -> None:
         ({"startup_cpu_seconds": 0.0}, "containers"),
         ({"container_peak_memory_bytes": 1, "container_sent_bytes": 0}, "containers"),
         ({"blanks": {"package_joules": "no counter"}}, "blank"),
+        ({"adversary": {"kind": "sign_flip", "fraction": 0.2}}, "hostile clients"),
     ],
 )
 def test_what_was_asked_for_has_a_line(figures: dict[str, Any], line: str) -> None:
     assert set(names(**figures)) - set(names()) == {line}
+
+
+def test_clocks_that_clients_keep_to_themselves_have_no_line() -> None:
+    """Under secure aggregation clients say nothing of themselves, and a line says why."""
+    assert "aggregation" in names(secure_aggregation=True)
+    assert "client CPU" not in names(cpu_seconds=None, secure_aggregation=True)

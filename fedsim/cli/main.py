@@ -30,6 +30,7 @@ from fedsim.cli import compare as compare_command
 from fedsim.cli import report as report_command
 from fedsim.cli import run as run_command
 from fedsim.cli.command import Command
+from fedsim.cli.folding import folded
 from fedsim.cli.privacy import privacy_app
 from fedsim.errors import FedsimError
 
@@ -94,7 +95,7 @@ def main() -> None:
         app(prog_name="fedsim")
     except FedsimError as error:
         for line in str(error).splitlines():
-            typer.secho(f"error: {line}", fg="red", err=True)
+            typer.secho(folded(f"error: {line}", indent=2, err=True), fg="red", err=True)
         sys.exit(error.exit_code)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedsim.cli.command import Command
+from fedsim.cli.folding import folded
 from fedsim.cli.options import Format, OutputFormat
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def show(found: Guarantee, output: OutputFormat, **inputs: float | None) -> None
     from fedsim.privacy.accounting import other_accountant, statement
 
     if output is OutputFormat.text:
-        typer.echo(statement(found))
+        typer.echo(folded(statement(found)))
         return
     by = {
         found.accountant: found.epsilon,

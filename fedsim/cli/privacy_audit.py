@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedsim.cli.folding import folded
 from fedsim.cli.options import DataDirectory, Format, OutputFormat, Settings, with_data_directory
 from fedsim.errors import RunFailed
 
@@ -81,10 +82,10 @@ def read_experiment(file: Path | None, settings: list[str]) -> Experiment:
 def show(report: AuditReport) -> None:
     """Print the report for people."""
     claims = report.claims
-    typer.echo(
+    held_to = (
         f"level {claims.level}: clipping norm {claims.clipping_norm:g}, noise of "
         f"{claims.noise_multiplier:.4g} clipping norms, {claims.rounds:,} releases, each of a "
         f"sample of probability {claims.sampling_probability:.4g}"
     )
-    for sentence in report.sentences():
-        typer.echo(sentence)
+    for sentence in (held_to, *report.sentences()):
+        typer.echo(folded(sentence, indent=2))

@@ -30,6 +30,7 @@ class RoundHandler(logging.Handler):
         self._pace: float | None = None  # seconds a round
         self._accuracy: float | None = None
         self._loss: float | None = None
+        self._tested = 0  # the round that loss and accuracy are of
         self._failures = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -50,12 +51,14 @@ class RoundHandler(logging.Handler):
         """Say how the run stands: loss, accuracy, speed, time left, failures."""
         if row.test_accuracy is not None:
             self._accuracy, self._loss = row.test_accuracy, row.test_loss
+            self._tested = row.round
         self._failures += row.clients_failed
         left = self.pace(row) * (rounds - row.round)
         rate = row.clients_trained / row.wall_seconds if row.wall_seconds else 0.0
+        older = f" (of round {self._tested})" if 0 < self._tested < row.round else ""
         text = (
             f"loss {units.shown(self._loss)}  accuracy {units.shown(self._accuracy, units.percent)}"
-            f"  {rate:.0f} clients/s  {units.seconds(left)} left"
+            f"{older}  {rate:.0f} clients/s  {units.seconds(left)} left"
         )
         return f"{text}  {self._failures} failed" if self._failures else text
 

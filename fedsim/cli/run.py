@@ -12,6 +12,7 @@ import typer
 
 from fedsim import units
 from fedsim.cli.calibrate import calibration_of
+from fedsim.cli.folding import folded
 from fedsim.cli.options import (
     DataDirectory,
     Format,
@@ -159,7 +160,7 @@ def starts(directory: Path) -> int:
 def show(directory: Path, output: OutputFormat) -> None:
     """Print what the run came to, and what its activation takes where that was timed."""
     from fedsim.report.arms import calibration_in, kinds_of, timings_as_json
-    from fedsim.report.summary import run_lines, run_summary
+    from fedsim.report.summary import INDENT, run_lines, run_summary
     from fedsim.runs import stored_experiment
 
     summary = run_summary(directory)
@@ -170,14 +171,16 @@ def show(directory: Path, output: OutputFormat) -> None:
         timings = timings_as_json(timing) if timing else None
         typer.echo(json.dumps(summary | {"kinds": kinds_of(summary), "calibration": timings}))
     else:
-        lines = run_lines(summary)
-        typer.echo("\n".join([*lines, *([timing_line(name, timing)] if timing else [])]))
+        lines = [*run_lines(summary), *([timing_line(name, timing)] if timing else [])]
+        typer.echo("\n".join(folded(line, indent=INDENT) for line in lines))
 
 
 def timing_line(name: str, timing: Timing) -> str:
     """Say what an activation takes."""
+    from fedsim.report.summary import NAME
+
     forward, backward = timing.forward_ns.estimate, timing.backward_ns.estimate
     return (
-        f"  {name:<15} {units.number(forward)} ns/element forward, {units.number(backward)} "
+        f"  {name:<{NAME}} {units.number(forward)} ns/element forward, {units.number(backward)} "
         f"backward, {units.percent(timing.share_of_step.estimate)} of a training step (measured)"
     )

@@ -37,11 +37,15 @@ ROOM = 2  # dimensions of a contribution for every canary
 
 @dataclass(frozen=True, kw_only=True)
 class Guesses:
-    """How many canaries were guessed, how many rightly, and what that says of epsilon."""
+    """How many canaries were guessed, how many rightly, and what that says of epsilon.
+
+    ``epsilon_most`` is what it would have said, had all guesses been right.
+    """
 
     guesses: int
     correct: int
     epsilon_lower: float
+    epsilon_most: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +79,19 @@ class AuditReport:
         return self.best.epsilon_lower
 
     @property
+    def epsilon_most(self) -> float:
+        """The largest bound that so many canaries can give: below a larger epsilon it is blind."""
+        return max(g.epsilon_most for g in self.guesses)
+
+    @property
+    def check_level(self) -> float:
+        """The p-value below which a single check contradicts its claim (Bonferroni)."""
+        return self.level / max(1, len(self.checks))
+
+    @property
     def refuted(self) -> tuple[Check, ...]:
         """The checks that contradict a claim."""
-        return tuple(c for c in self.checks if c.p_value < self.level / len(self.checks))
+        return tuple(c for c in self.checks if c.p_value < self.check_level)
 
     @property
     def contradicted(self) -> bool:
@@ -89,12 +103,18 @@ class AuditReport:
         claims, best = self.claims, self.best
         yield (
             f"epsilon is at least {self.epsilon_lower:.4g} ({self.confidence:.0%} confidence: "
-            f"{best.correct} of {best.guesses} guesses right, {self.canaries} canaries) and "
-            f"at most {claims.epsilon:.4g} ({claims.accountant}), at delta = {claims.delta:g}"
+            f"{best.correct} of {best.guesses} guesses right; {self.canaries} canaries can show "
+            f"{self.epsilon_most:.3g}) and at most {claims.epsilon:.4g} ({claims.accountant}), at "
+            f"delta = {claims.delta:g}"
         )
         for check in self.checks:
             verdict = "CONTRADICTED" if check in self.refuted else "holds"
             yield f"{check.name}: {verdict}: {check.sentence}; p = {check.p_value:.3g}"
+        if self.checks:
+            yield (
+                f"a check contradicts below p = {self.check_level:.1g}, which befalls a sound "
+                f"mechanism in one of {1 / self.level:,.0f} audits at most"
+            )
         if self.epsilon_lower > claims.epsilon:
             yield "the guarantee is CONTRADICTED: the lower bound is above the upper one"
         elif self.refuted:
@@ -107,6 +127,7 @@ class AuditReport:
         return {
             **asdict(self),
             "epsilon_lower": self.epsilon_lower,
+            "epsilon_most": self.epsilon_most,
             "epsilon_upper": self.claims.epsilon,
             "refuted": [check.name for check in self.refuted],
             "contradicted": self.contradicted,
@@ -184,12 +205,15 @@ def guess(
     for share in SHARES:
         half = max(1, round(share * canaries / 2))
         low, high = order[: min(half, canaries - half)], order[canaries - half :]
-        correct = int(included[high].sum() + (~included[low]).sum())
-        bound = epsilon_lower_bound(
-            canaries=canaries,
-            guesses=len(low) + len(high),
-            correct=correct,
-            delta=delta,
-            confidence=1 - (1 - confidence) / len(SHARES),
+        guesses, correct = len(low) + len(high), int(included[high].sum() + (~included[low]).sum())
+        found, most = (
+            epsilon_lower_bound(
+                canaries=canaries,
+                guesses=guesses,
+                correct=right,
+                delta=delta,
+                confidence=1 - (1 - confidence) / len(SHARES),
+            )
+            for right in (correct, guesses)
         )
-        yield Guesses(guesses=len(low) + len(high), correct=correct, epsilon_lower=bound)
+        yield Guesses(guesses=guesses, correct=correct, epsilon_lower=found, epsilon_most=most)

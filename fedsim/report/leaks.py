@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 HEADLINES = ("labels_recovered", "recovered_at_1e_3", "auc")
 MATCHED = "ssim"  # of attacks that search for images, whose matches are near and never exact
 MATCHING = ("dlg", "cosine")
+
+
+# By activation: the sizes of the batch, each with the figure.
+Arms = dict[str, list[tuple[int, Interval]]]
 
 
 def read_attacks(directory: Path) -> tuple[list[LeakageRow], list[Reconstructions]]:
@@ -82,6 +86,11 @@ def attack_name(arm: Leakage) -> str:
     return ", ".join(parts)
 
 
+def model_of(arm: Leakage) -> str:
+    """Name the network that was attacked."""
+    return f"{arm.arm['model']} of {arm.arm['depth']} x {arm.arm['width']}"
+
+
 def leakage_sections(rows: Sequence[LeakageRow], shown: Sequence[Reconstructions]) -> list[Section]:
     """Return leakage by batch size, in figures, and in images; nothing where nobody attacked."""
     found = leakages(rows)
@@ -109,11 +118,12 @@ def leakage_sections(rows: Sequence[LeakageRow], shown: Sequence[Reconstructions
 
 def leakage_by_batch(found: Sequence[Leakage]) -> Picture | None:
     """A panel for each attack, a line for each activation; None where nothing was measured."""
-    panels: dict[str, dict[str, list[tuple[int, Interval]]]] = {}
+    panels: dict[str, Arms] = {}
     titles: dict[str, str] = {}
+    models = {model_of(arm) for arm in found}
     for arm in found:
         if name := headline(arm.arm["attack"], arm.figures):
-            title = attack_name(arm)
+            title = ", ".join([attack_name(arm), *([model_of(arm)] if len(models) > 1 else [])])
             titles[title] = COLUMNS[name][0]
             points = panels.setdefault(title, {}).setdefault(arm.arm["activation"], [])
             points.append((arm.arm["batch"], arm.figures[name]))
@@ -128,36 +138,56 @@ def leakage_by_batch(found: Sequence[Leakage]) -> Picture | None:
         figure, axes = new_figure(narrow, rows=rows, columns=columns, row_inches=2.7)
         for axis, (title, arms) in zip(axes, panels.items(), strict=False):
             axis.set_title(title)
-            batches = sorted({batch for points in arms.values() for batch, _ in points})
-            for name, points in arms.items():
-                style = pen.series(order[name])
-                x, figures = zip(*sorted(points, key=lambda point: point[0]), strict=True)
-                y = [f.estimate for f in figures]
-                axis.plot(x, y, marker=marker(order[name]), ms=3, lw=1.2, **style)
-                low, high = [f.low for f in figures], [f.high for f in figures]
-                axis.fill_between(x, low, high, color=style["color"], alpha=0.12, lw=0)
-            axis.set_xscale("log", base=2)
-            axis.set_xticks(batches, [str(batch) for batch in batches])
-            axis.set_xlabel("examples that the client holds")
-            axis.set_ylabel(titles[title])
-        finish(figure, axes, len(panels), narrow, order, pen)
+            draw_arms = draw_lines if several else draw_points
+            draw_arms(axis, arms, titles[title], order, pen)
+        finish(figure, axes, len(panels), narrow, order if several else {}, pen)
         return figure
 
     numbers = [
-        (title, name, str(batch), figure_text(figure_of(titles[title]), figure))
+        (title, name, str(batch), titles[title], figure_text(figure_of(titles[title]), figure))
         for title, arms in panels.items()
         for name, points in arms.items()
         for batch, figure in sorted(points, key=lambda point: point[0])
     ]
+    shown = "bands" if several else "bars"
     return Picture(
         name="leakage",
-        title="Leakage by batch size",
-        caption="Means over the seeds; bands are 95% intervals. A share of 1 means that every "
+        title=f"Leakage by {'batch size' if several else 'activation'}",
+        caption=f"Means over the seeds; {shown} are 95% intervals. A share of 1 means that every "
         "example, or its label, came back.",
         kinds=("counted",),
         draw=draw,
-        table=(("attack", "activation", "batch", "leaked"), numbers),
+        table=(("attack", "activation", "batch", "figure", "mean [95% interval]"), numbers),
     )
+
+
+def draw_lines(axis: Any, arms: Arms, title: str, order: Mapping[str, int], pen: Pen) -> None:
+    """Draw a figure by the size of the batch, a line for each activation."""
+    batches = sorted({batch for points in arms.values() for batch, _ in points})
+    for name, points in arms.items():
+        style = pen.series(order[name])
+        x, figures = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+        y = [f.estimate for f in figures]
+        axis.plot(x, y, marker=marker(order[name]), ms=3, lw=1.2, **style)
+        low, high = [f.low for f in figures], [f.high for f in figures]
+        axis.fill_between(x, low, high, color=style["color"], alpha=0.12, lw=0)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(batches, [str(batch) for batch in batches])
+    axis.set_xlabel("examples that the client holds")
+    axis.set_ylabel(title)
+
+
+def draw_points(axis: Any, arms: Arms, title: str, order: Mapping[str, int], pen: Pen) -> None:
+    """Draw a figure of the one size of batch that there is, a row for each activation."""
+    rows = [(name, batch, figure) for name in arms for batch, figure in arms[name]]
+    for row, (name, _, figure) in enumerate(rows):
+        color = pen.series(order[name])["color"]
+        axis.plot([figure.low, figure.high], [row, row], color=color, lw=1.6)
+        axis.plot([figure.estimate], [row], marker=marker(order[name]), ms=5, color=color)
+    axis.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    _, batch, _ = rows[0]
+    axis.set_xlabel(f"{title}, of {batch} example{'s' if batch != 1 else ''} that the client holds")
 
 
 def sizes_of(arms: Mapping[str, Sequence[tuple[int, Interval]]]) -> int:

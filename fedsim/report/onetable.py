@@ -19,7 +19,7 @@ from fedsim.privacy.attacks.gallery import Reconstructions
 from fedsim.privacy.attacks.rows import LeakageRow
 from fedsim.report.drawing import Table
 from fedsim.report.leakage import COLUMNS, Leakage, figure_text, leakages
-from fedsim.report.leaks import attack_name, headline, leakage_sections
+from fedsim.report.leaks import attack_name, headline, leakage_sections, model_of
 from fedsim.report.literature import beside_the_literature
 from fedsim.report.page import Page, Section
 from fedsim.report.privacy import (
@@ -249,11 +249,6 @@ def compared_attacks(
         text = figure_text(figure, arm.figures[figure])
         columns.setdefault(", ".join(parts), {})[arm.arm["activation"]] = text
     return columns
-
-
-def model_of(arm: Leakage) -> str:
-    """Name the network that was attacked."""
-    return f"{arm.arm['model']} of {arm.arm['depth']} x {arm.arm['width']}"
 
 
 def costs_of(part: Part) -> dict[str, tuple[str, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ from fedsim.study.figures import curve, local_accuracy, total
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+
+NAME = 15  # columns of a line's name
+INDENT = NAME + 3  # where its text begins
 
 # What is told of containers.
 CONTAINERS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -77,11 +80,21 @@ def run_summary(path: Path) -> dict[str, Any]:
         "modelled_seconds": total(used.modelled_seconds) or None,
         "modelled_joules": total(used.modelled_joules) or None,
         "epsilon": run.manifest.epsilon,
+        "adversary": adversary(run.config),
         "attack_success_fraction": last_value(rounds.attack_success_fraction),
+        "secure_aggregation": run.config.get("privacy", {}).get("secure_aggregation", False),
         "guarantee": run.manifest.guarantee,
         "blanks": run.manifest.blanks,
         "model_sha256": run.manifest.model_sha256,
     }
+
+
+def adversary(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what hostile clients did, and which share of the clients they are; None: no one."""
+    table = config.get("adversary", {})
+    if table.get("kind", "none") == "none":
+        return None
+    return {"kind": table["kind"], "fraction": table["fraction"]}
 
 
 def last_value(column: pd.Series[float]) -> float | None:
@@ -106,7 +119,7 @@ def clients_failed(run: Run) -> int:
 def run_lines(summary: dict[str, Any]) -> list[str]:
     """Return the summary as lines for people; a figure that nobody asked for has none."""
     head = f"{summary['name']}: {summary['status']} after {summary['rounds']} rounds"
-    return [head, *(f"  {name:<15} {text}" for name, text in details(summary) if text)]
+    return [head, *(f"  {name:<{NAME}} {text}" for name, text in details(summary) if text)]
 
 
 def details(summary: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
@@ -129,9 +142,13 @@ def details(summary: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
         even = f"Gini {units.number(local['gini'])}"
         text = f"{percent(local['mean'])} (counted, in round {local['round']}; {spread}, {even})"
         yield "local accuracy", text
+    if attack := summary["adversary"]:
+        yield "hostile clients", f"{percent(attack['fraction'])} of all: {attack['kind']}"
     if summary["attack_success_fraction"] is not None:
         yield "attack success", f"{shown('attack_success_fraction', percent)} (counted)"
     yield "privacy", summary["guarantee"]
+    if summary["secure_aggregation"]:
+        yield "aggregation", "secure: the server saw sums of updates, and no single one"
     yield "client updates", f"{summary['clients_trained']} used, {summary['clients_failed']} not"
     for way in ("uplink", "downlink"):
         sent, dense = shown(f"{way}_bytes", size), shown(f"{way}_dense_bytes", size)
@@ -139,7 +156,8 @@ def details(summary: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
             yield way, f"{sent} (counted, serialised; dense {dense})"
     if summary["train_flops"] is not None:
         yield "training", f"{shown('train_flops', units.flops)} (counted, matrix products)"
-    yield "client CPU", f"{shown('cpu_seconds', seconds)} (measured, training alone)"
+    if not summary["secure_aggregation"]:  # where clients say nothing of themselves
+        yield "client CPU", f"{shown('cpu_seconds', seconds)} (measured, training alone)"
     found = [(title, shown(name, unit)) for title, name, unit in CONTAINERS]
     spent = [f"{title} {text}" for title, text in found if text != units.MISSING]
     if spent:
