@@ -360,7 +360,7 @@ def test_the_report_as_text_and_as_json() -> None:
         "noise: holds: as claimed; p = 0.5",
         "sensitivity: CONTRADICTED: too far; p = 1e-09",
     ]
-    assert lines[3].startswith("a check contradicts below p = 0.0005, ")
+    assert lines[3].startswith("a check contradicts below p = 0.0005: in one of 1,000 ")
     assert lines[4].startswith("the mechanism is CONTRADICTED")
     found = json.loads(json.dumps(report.as_json()))
     assert (found["refuted"], found["contradicted"]) == (["sensitivity"], True)

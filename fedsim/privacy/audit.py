@@ -112,8 +112,8 @@ class AuditReport:
             yield f"{check.name}: {verdict}: {check.sentence}; p = {check.p_value:.3g}"
         if self.checks:
             yield (
-                f"a check contradicts below p = {self.check_level:.1g}, which befalls a sound "
-                f"mechanism in one of {1 / self.level:,.0f} audits at most"
+                f"a check contradicts below p = {self.check_level:.1g}: in one of "
+                f"{1 / self.level:,.0f} audits of a sound mechanism at most"
             )
         if self.epsilon_lower > claims.epsilon:
             yield "the guarantee is CONTRADICTED: the lower bound is above the upper one"
@@ -148,7 +148,8 @@ def audit(
     Args:
         make: makes the mechanism, from its first clipping norm.
         claims: what it is held to.
-        canaries: at least 1; more allow a larger bound: 100 at most 2.95, 500 at most 4.58.
+        canaries: at least 1; more allow a larger bound: at delta = 0, 100 at most 2.95, 500 at
+            most 4.58.
         seed: of the canaries and the coins; the mechanism's draws are its own.
         confidence: of the bound, in (0, 1).
         dimension: of contributions; 0: enough for canaries at right angles.
