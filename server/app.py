@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim import adversary, config, parts
-from fedsim.federation.asking import Part
-from fedsim.federation.billing import Evaluation, modelled_price, why_blank
+from fedsim.federation.billing import Evaluation, why_blank
 from fedsim.federation.bounded import make_bounded
 from fedsim.federation.evaluation import examine
 from fedsim.federation.rounds import RoundFailed, RoundOutcome, federated_rounds
@@ -31,18 +29,12 @@ from fedsim.privacy.accounting import statement
 from fedsim.privacy.noise import source_of
 from fedsim.records import RoundRow
 from fedsim.runs import open_run
-from fedsim.settings import MeasureTable, TrainTable
+from fedsim.settings import MeasureTable
 from fedsim.telling import round_line
-from fedsim.training import (
-    Plan,
-    cut_blocks,
-    learning_rate,
-    load_arrays,
-    read_arrays,
-    steps_of,
-)
+from fedsim.training import learning_rate, load_arrays, read_arrays
 from fedsim.vocabulary import vocabulary
-from server.promise import BASIS, account, check_basis, chooser, secure_asker, spent
+from server.asker import asker, cut_cohort
+from server.promise import BASIS, account, check_basis, chooser, spent
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -87,7 +79,6 @@ def main(grid: Grid, context: Context) -> None:
             check_basis(ledger.manifest.engine, spending)
             spending.repeated = len(ledger.manifest.resumed)
         done, last = 0, spending.last_round() if spending else settings.rounds
-        secure = secure_asker(experiment, grid, at)
         reached = partial(is_reached, settings.stop_at_accuracy)
         if checkpoint := ledger.checkpoint():
             done, arrays = checkpoint.round, checkpoint.arrays
@@ -95,34 +86,31 @@ def main(grid: Grid, context: Context) -> None:
             aggregator.restore(checkpoint.state)
             restore_states(grid, checkpoint.client_states, at.node_of)
         begun = min(done + 1, last)
+        transport = Transport(update=experiment.update, seed=settings.seed)
+        cut = partial(cut_cohort, experiment.train, plan, sizes)
         rounds = federated_rounds(
-            grid,
             aggregator,
             arrays,
             first=done + 1,
             last=last,
             choose=choose,
-            alone=answers_alone(experiment),
+            ask=asker(experiment, grid, at, aggregator=aggregator, transport=transport, cut=cut),
+            cut=cut,
+            at=at,
             noise_multiplier=noise_multiplier,
-            secure=secure,
-            figures=partial(spent, spending),
-            cut=partial(cut_cohort, experiment.train, plan, sizes),
-            node_of=at.node_of,
-            left_out=at.left_out,
             learning_rate=partial(rate_of, experiment),
             level=partial(level_of, experiment.measure),
-            transport=Transport(update=experiment.update, seed=settings.seed),
+            transport=transport,
             evaluate=tester(experiment, model),
             evaluate_every=server.evaluate_every,
-            timeout_seconds=server.round_timeout_seconds,
-            price=modelled_price(experiment.measure.device),
+            figures=partial(spent, spending),
             energy=package_energy if experiment.measure.energy == "rapl" else not_measured,
         )
         try:
             for outcome in rounds:
                 states = changed_states(grid, outcome.clients, at.node_of)
                 write_down(writer, outcome, aggregator, states, experiment)
-                if spending or secure:
+                if experiment.privacy.on or experiment.privacy.secure_aggregation:
                     # No round that others have seen may be made again, with other noise or members.
                     writer.flush()
                 done = outcome.row.round
@@ -194,25 +182,6 @@ def rate_of(experiment: config.Experiment, round: int) -> float:
         rounds=experiment.experiment.rounds,
         decay=train.decay,
     )
-
-
-def cut_cohort(
-    train: TrainTable, plan: Plan, sizes: npt.NDArray[np.int64], clients: Sequence[int]
-) -> list[Part]:
-    """Return the blocks of a cohort, from its clients' sizes and the settings alone."""
-    held = sizes[np.asarray(clients)]
-    steps = steps_of(held, epochs=train.epochs, steps=train.steps, batch_size=train.batch_size)
-    blocks = cut_blocks(steps, plan=plan, size=train.block_clients)
-    return [
-        Part(places=places, work=(float(steps[places].sum()), float(held[places].sum())))
-        for places in blocks
-    ]
-
-
-def answers_alone(experiment: config.Experiment) -> bool:
-    """Say whether each client answers for itself: what it sends is its own, or nobody's."""
-    table = experiment.privacy
-    return table.level == "local" or table.noise_by == "clients" or table.secure_aggregation
 
 
 def is_reached(stop_at_accuracy: float, row: RoundRow) -> bool:

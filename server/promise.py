@@ -1,22 +1,18 @@
-"""What the server does for privacy: who is drawn, what asks behind masks, what has been spent."""
+"""What the server does for privacy: who is drawn, and what has been spent."""
 
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from flwr.serverapp import Grid
 
-from fedsim import parts
 from fedsim.affordable import check_affordable
 from fedsim.config import Experiment
 from fedsim.errors import ConfigError
-from fedsim.federation.sampling import Whereabouts, choose_clients, draw_clients
-from fedsim.federation.secure import SecureAsker
+from fedsim.federation.sampling import choose_clients, draw_clients
 from fedsim.privacy.accounting import statement
 from fedsim.privacy.noise import source_of
 from fedsim.spending import Spending, spending_of
@@ -39,21 +35,6 @@ def chooser(experiment: Experiment, clients: int) -> Choose:
         return draw_clients(source, clients=clients, probability=cohort / clients)
 
     return draw
-
-
-def secure_asker(experiment: Experiment, grid: Grid, at: Whereabouts) -> SecureAsker | None:
-    """Return what asks a cohort for its sum alone; its keys are bound to this start of the run."""
-    if not experiment.privacy.secure_aggregation:
-        return None
-    return SecureAsker(
-        grid=grid,
-        node_of=at.node_of,
-        timeout_seconds=experiment.server.round_timeout_seconds,
-        run=secrets.token_bytes(16),
-        clients=parts.clients(experiment),
-        value_range=experiment.privacy.value_range,
-        left_out=at.left_out,
-    )
 
 
 def account(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,16 @@ from fedsim.config import Experiment
 from fedsim.engine import InlineExecutor, SimulationGrid
 from fedsim.errors import RunFailed
 from fedsim.federation import sampling
+from fedsim.federation.asking import Part
 from fedsim.federation.evaluation import examine
 from fedsim.federation.rounds import RoundFailed, RoundOutcome, federated_rounds
+from fedsim.federation.sampling import Whereabouts
 from fedsim.federation.strategy import make_aggregator
 from fedsim.federation.transport import Transport
 from fedsim.ledger.read import Run, load
 from fedsim.settings import UpdateTable
 from fedsim.training import load_arrays, read_arrays
+from server.asker import asker
 
 Make = Callable[..., Experiment]
 RunInline = Callable[..., Run]
@@ -162,23 +165,29 @@ def outcomes(
     model = parts.initial_model(experiment)
     arrays = read_arrays(model)
     x, y = (torch.from_numpy(part) for part in parts.dataset(experiment).test())
+    aggregator, at = make_aggregator(experiment, arrays, clients=8), Whereabouts(node_of=grid.node_of)
+    transport = Transport(update=UpdateTable(), seed=0)
+
+    def cut(clients: Sequence[int]) -> list[Part]:
+        return [Part(places=np.arange(len(clients)))]
+
     return list(
         federated_rounds(
-            grid,
-            make_aggregator(experiment, arrays, clients=8),
+            aggregator,
             arrays,
             first=1,
             last=experiment.experiment.rounds,
             choose=choose,
-            node_of=grid.node_of,
+            ask=asker(experiment, grid, at, aggregator=aggregator, transport=transport, cut=cut),
+            cut=cut,
+            at=at,
             learning_rate=lambda round: 0.1,
             level=lambda round: "light",
-            transport=Transport(update=UpdateTable(), seed=0),
+            transport=transport,
             evaluate=lambda arrays, level: examine(
                 load_arrays(model, arrays), x, y, level=level, activation="relu", seed=0
             ),
             evaluate_every=1,
-            timeout_seconds=60,
         )
     )
 

@@ -62,11 +62,6 @@ class Asker(Protocol):
         """
 
 
-def one_block(clients: Sequence[int]) -> list[Part]:
-    """Return the cohort as one block."""
-    return [Part(places=np.arange(len(clients)))]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Singles:
     """Every client has a message of its own, and answers for itself.

@@ -10,22 +10,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from flwr.serverapp import Grid
 
 from fedsim.algorithms.sums import WeightedSum
 from fedsim.errors import RunFailed
-from fedsim.federation.asking import (
-    Asker,
-    Blocks,
-    Cut,
-    Singles,
-    left_out_rows,
-    one_block,
-    takes_cohorts,
-    total_of,
-)
-from fedsim.federation.billing import Evaluation, Price, bill_model, bill_round, global_layers
+from fedsim.federation.asking import Asker, Cut, left_out_rows, total_of
+from fedsim.federation.billing import Evaluation, bill_model, bill_round, global_layers
 from fedsim.federation.replies import Judged
+from fedsim.federation.sampling import Whereabouts
 from fedsim.federation.strategy import Aggregator
 from fedsim.federation.transport import Transport
 from fedsim.measure.energy import Energy, not_measured
@@ -56,26 +47,21 @@ class RoundOutcome:
 
 
 def federated_rounds(
-    grid: Grid,
     aggregator: Aggregator,
     arrays: Arrays,
     *,
     first: int,
     last: int,
     choose: Callable[[int], list[int]],
-    cut: Cut = one_block,
-    node_of: Callable[[int], int],
-    left_out: Mapping[int, str] | None = None,
-    alone: bool = False,
+    ask: Asker,
+    cut: Cut,
+    at: Whereabouts,
     noise_multiplier: float | None = None,
-    secure: Asker | None = None,
     learning_rate: Callable[[int], float],
     level: Callable[[int], str],
     transport: Transport,
     evaluate: Callable[[Arrays, str], Evaluation],
     evaluate_every: int,
-    timeout_seconds: float,
-    price: Price | None = None,
     energy: Callable[[], AbstractContextManager[Energy]] = not_measured,
     figures: Callable[[int], Mapping[str, float]] = lambda round: {},
 ) -> Iterator[RoundOutcome]:
@@ -84,17 +70,14 @@ def federated_rounds(
     Args:
         arrays: the model that round ``first`` starts from.
         choose: from round to partition ids, in increasing order.
+        ask: asks a cohort, and judges what comes back.
         cut: from partition ids to the blocks in which they are summed, wherever that happens.
-        node_of: from partition id to node id.
-        left_out: clients that are never asked, and why; they are chosen like all others.
-        alone: every client is asked, and answers, by messages of its own.
+        at: where they are; those who are never asked are chosen like all others.
         noise_multiplier: what clients are told that add noise themselves.
-        secure: asks them for their sum behind masks.
         learning_rate: from round to the clients' learning rate.
         level: from round to how much is measured.
         transport: how the model comes down and updates go up.
         evaluate: from a model and a level to what it is worth on the test part.
-        price: from a client's row to its modelled figures.
         energy: measures what the processor takes for a round.
         figures: from round to what else its row holds.
 
@@ -102,33 +85,11 @@ def federated_rounds(
         RoundFailed: no client's update could be used, unless noise covers that, or they gave no
             finite model or test loss.
     """
-    ask: Asker
-    absent = left_out or {}
-    each = alone or aggregator.clients_keep_state or transport.codes or bool(absent)
-    if secure is not None:
-        ask = secure
-    elif takes_cohorts(grid) and not each:
-        ask = Blocks(
-            grid=grid,
-            cut=cut,
-            linear=aggregator.aggregate_sum is not None,
-            timeout_seconds=timeout_seconds,
-            price=price,
-        )
-    else:
-        ask = Singles(
-            grid=grid,
-            node_of=node_of,
-            left_out=absent,
-            transport=transport,
-            timeout_seconds=timeout_seconds,
-            price=price,
-        )
     for round in range(first, last + 1):
         started = time.perf_counter()
         with energy() as spent:
             clients = choose(round)
-            nodes = [node_of(client) for client in clients if client not in absent]
+            nodes = [at.node_of(client) for client in clients if client not in at.left_out]
             plain = aggregator.instruct(round, arrays, learning_rate(round), nodes)
             instruction, received = transport.down(
                 replace(plain, level=level(round), noise_multiplier=noise_multiplier)
@@ -136,7 +97,7 @@ def federated_rounds(
             judged = (
                 ask(instruction, received, arrays, clients)
                 if nodes
-                else nobody(round, left_out_rows(round, clients, absent))
+                else nobody(round, left_out_rows(round, clients, at.left_out))
             )
             total = partial(total_of, judged, instruction, clients, cut)
             arrays = next_model(round, aggregator, arrays, judged, total)
