@@ -89,8 +89,9 @@ class Run:
         with database.reading(self.path) as db:
             select = table.select(database.format_of(db, self.path / files.LEDGER))
             stored = db.execute(select, (self._until,)).fetchall()
-        frame = pd.DataFrame(stored, columns=[c.name for c in table.columns], dtype=object)
-        return frame.astype({c.name: c.pandas for c in table.columns})
+        columns = zip(*stored, strict=True) if stored else [()] * len(table.columns)
+        named = zip(table.columns, columns, strict=True)
+        return pd.DataFrame({c.name: pd.array(values, dtype=c.pandas) for c, values in named})
 
     def __repr__(self) -> str:
         rounds = f"{self.last_round} of {self.manifest.rounds_planned or '?'} rounds"

@@ -15,7 +15,7 @@ from fedsim.report.page import Section
 from fedsim.report.pictures import finish
 from fedsim.report.privacy import interval_of
 from fedsim.study.design import Study, Values, label_of
-from fedsim.study.figures import figures_of
+from fedsim.study.figures import figure_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,9 +45,8 @@ def attacked_of(study: Study, by_arm: Mapping[Values, Sequence[Run]]) -> list[At
     """Return what each defence and attack came to; those with runs alone."""
     found = []
     for arm, runs in by_arm.items():
-        values = [figures_of(run, ()) for run in runs]
         accuracies, successes = (
-            tuple(v for each in values if (v := each[name]) is not None and not np.isnan(v))
+            tuple(v for run in runs if not np.isnan(v := figure_of(run, name)))
             for name in ("test_accuracy", "attack_success_fraction")
         )
         if accuracies:

@@ -7,7 +7,6 @@ rows it then is.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +15,7 @@ from fedsim.errors import nearest
 from fedsim.ledger.read import Run
 from fedsim.records import ClientRow, Kind, LayerRow, RoundRow
 from fedsim.records import figures as columns
-from fedsim.study.figures import COSTS, FIGURES, column_mean, cost_within, figures_of
+from fedsim.study.figures import COSTS, FIGURES, column_mean, cost_within, figure_of
 
 Direction = Literal["higher", "lower"]
 Scale = Literal["difference", "ratio"]
@@ -81,8 +80,7 @@ def value_of(run: Run, name: str) -> tuple[float, bool]:
         return cost_within(run, found["cost"], float(found["target"]))
     if name not in FIGURES:
         return column_mean(run, name), True
-    value = figures_of(run, ())[name]
-    return (math.nan if value is None else value), True
+    return figure_of(run, name), True
 
 
 def known_figures() -> dict[str, Kind]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,28 +67,14 @@ def figures_of(run: Run, targets: Sequence[float]) -> dict[str, float | None]:
 
     NaN stands for a figure that the run does not have, None for a target that it did not reach.
     """
-    rounds, clients = run.rounds, run.clients
-    evaluated, accuracy = curve(run)
-    local = local_accuracy(run) or {}
-    figures = {
-        "test_accuracy": final_accuracy(accuracy),
-        "best_accuracy": best_accuracy(accuracy),
-        "area_under_curve": area_under_curve(evaluated, accuracy),
-        "attack_success_fraction": last(rounds.attack_success_fraction),
-        "local_accuracy": local.get("mean"),
-        "local_worst_decile": local.get("worst_decile"),
-        "local_gini": local.get("gini"),
-        "hidden_zero_fraction": hidden(run, "zero_fraction"),
-        "hidden_dead_fraction": hidden(run, "dead_fraction"),
-    }
-    for name in ("cpu_seconds", "train_flops", "uplink_bytes", "downlink_bytes"):
-        figures[name] = total(rounds[name])
-    for name in ("dense_bytes", "compressed_bytes", "saved_bytes"):
-        figures[name] = mean(clients[name])
-    for name in ("modelled_seconds", "modelled_joules"):
-        figures[f"{name}_per_client"] = mean(clients[name])
-    known = {name: math.nan if v is None else float(v) for name, v in figures.items()}
-    return {**known, **costs_to_targets(rounds, targets)}
+    known: dict[str, float | None] = {name: figure_of(run, name) for name in FIGURES}
+    return known | costs_to_targets(run.rounds, targets)
+
+
+def figure_of(run: Run, name: str) -> float:
+    """Return one of a run's ``FIGURES``; NaN where it does not have it."""
+    value = READ[name](run)
+    return math.nan if value is None else float(value)
 
 
 def costs_to_targets(rounds: pd.DataFrame, targets: Sequence[float]) -> dict[str, float | None]:
@@ -131,7 +117,8 @@ def hidden(run: Run, column: str) -> float | None:
     It is of the last round that was looked at (``measure.level = "full"``). Hidden layers are
     those with an activation, which alone have such figures.
     """
-    after = run.layers[(run.layers.phase == "after").fillna(False)].dropna(subset=[column])
+    layers = run.layers[["round", "phase", column]].dropna()
+    after = layers[layers.phase == "after"]
     return mean(after[column][after["round"] == after["round"].max()])
 
 
@@ -142,7 +129,7 @@ def total(column: pd.Series) -> Any:
 
 def curve(run: Run) -> tuple[list[float], list[float]]:
     """Return the evaluated rounds, and the test accuracy after each."""
-    tested = run.rounds.dropna(subset=["test_accuracy"])
+    tested = run.rounds[["round", "test_accuracy"]].dropna()
     return [float(r) for r in tested["round"]], [float(a) for a in tested.test_accuracy]
 
 
@@ -152,8 +139,8 @@ def local_accuracy(run: Run) -> dict[str, float | None] | None:
     This is of the last completed round in which clients looked (``measure.level = "full"``);
     clients that did not say are left out.
     """
-    clients = run.clients
-    looked = clients[clients["round"] <= run.last_round].dropna(subset=["accuracy_after"])
+    looked = run.clients[["round", "accuracy_after"]].dropna()
+    looked = looked[looked["round"] <= run.last_round]
     values = [float(v) for v in looked.accuracy_after[looked["round"] == looked["round"].max()]]
     if not values:
         return None
@@ -196,3 +183,27 @@ def column_mean(run: Run, name: str) -> float:
         rows = run.rounds
     found = mean(rows[name])
     return math.nan if found is None else found
+
+
+# How each figure of FIGURES is read; None where a run does not have it.
+READ: dict[str, Callable[[Run], float | None]] = {
+    "test_accuracy": lambda run: final_accuracy(curve(run)[1]),
+    "best_accuracy": lambda run: best_accuracy(curve(run)[1]),
+    "area_under_curve": lambda run: area_under_curve(*curve(run)),
+    "attack_success_fraction": lambda run: last(run.rounds.attack_success_fraction),
+    "local_accuracy": lambda run: (local_accuracy(run) or {}).get("mean"),
+    "local_worst_decile": lambda run: (local_accuracy(run) or {}).get("worst_decile"),
+    "local_gini": lambda run: (local_accuracy(run) or {}).get("gini"),
+    "cpu_seconds": lambda run: total(run.rounds.cpu_seconds),
+    "train_flops": lambda run: total(run.rounds.train_flops),
+    "uplink_bytes": lambda run: total(run.rounds.uplink_bytes),
+    "downlink_bytes": lambda run: total(run.rounds.downlink_bytes),
+    "dense_bytes": lambda run: mean(run.clients.dense_bytes),
+    "compressed_bytes": lambda run: mean(run.clients.compressed_bytes),
+    "saved_bytes": lambda run: mean(run.clients.saved_bytes),
+    "hidden_zero_fraction": lambda run: hidden(run, "zero_fraction"),
+    "hidden_dead_fraction": lambda run: hidden(run, "dead_fraction"),
+    "modelled_seconds_per_client": lambda run: mean(run.clients.modelled_seconds),
+    "modelled_joules_per_client": lambda run: mean(run.clients.modelled_joules),
+}
+assert list(READ) == list(FIGURES)
