@@ -30,6 +30,7 @@ STEP_SECONDS = {"xla": 5e-6, "torch": 1.5e-4}
 CLIENT_SECONDS = 4e-5
 FULL_LEVEL_SECONDS = 1e-2  # a client's, for the passes of measure.level = "full"
 RAY_START_SECONDS = 4.0
+FULL_LANES = 2  # clients in step pay from half of the lanes on
 RAY_ROUND_SECONDS = 3e-3  # for calls and replies, and what workers do twice
 
 
@@ -82,8 +83,9 @@ def _why_not_xla(data: DataTable, directory: str, model: ModelTable) -> str | No
 def pays_together(experiment: Experiment, compiler: str) -> bool:
     """Say whether clients shall train in step: not where each is asked alone.
 
-    Nor on a processor with torch, whose kernels may choose by alignment, so that a client's last
-    bits depend on its lane.
+    Nor where a cohort leaves most lanes empty, which cost as much as full ones. Nor on a processor
+    with torch, whose kernels may choose by alignment, so that a client's last bits depend on its
+    lane.
     """
     update, device = experiment.update, experiment.engine.device
     coded = update.codes
@@ -91,7 +93,8 @@ def pays_together(experiment: Experiment, compiler: str) -> bool:
         return False
     if compiler == "torch" and device == "cpu":
         return False
-    return plan_for(parts.scratch_model(experiment), device=device).together
+    plan = plan_for(parts.scratch_model(experiment), device=device)
+    return plan.together and FULL_LANES * experiment.server.clients_per_round >= plan.lanes
 
 
 def train_table_of_run(experiment: Experiment) -> TrainTable | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -38,8 +39,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what XLA compiles out of the user's cache, and for all processes of this session."""
+    own = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives each of its processes a folder in the session's.
+    cache = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "compiled"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEDSIM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("FEDSIM_CACHE_DIR", str(cache))
         yield
 
 

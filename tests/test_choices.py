@@ -38,7 +38,7 @@ def without_jax(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_is_xla_where_it_can(make_experiment: Make, told: list[str]) -> None:
     train = choose(make_experiment(), told.append).train
-    assert (train.compiler, train.vectorize, told) == ("xla", "always", [])
+    assert (train.compiler, train.vectorize, told) == ("xla", "never", [])
 
 
 def test_large_networks_are_trained_one_after_another(make_experiment: Make) -> None:
@@ -79,14 +79,32 @@ def test_a_gpu_that_jax_lacks_is_left_to_torch(make_experiment: Make, told: list
     assert "this JAX sees no GPU" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("cohort", "width", "vectorize"),
+    [
+        (15, 8, "never"),
+        (16, 8, "always"),  # of 32 lanes
+        (7, 200, "never"),
+        (8, 200, "always"),  # of 16
+        (40, 400, "never"),  # too large to go in step at all
+    ],
+)
+def test_clients_go_in_step_where_they_fill_half_of_the_lanes(
+    make_experiment: Make, cohort: int, width: int, vectorize: str
+) -> None:
+    server, model = {"clients_per_round": cohort}, {"width": width, "depth": 2}
+    experiment = make_experiment(server=server, model=model, data={"clients": 50})
+    assert choose(experiment, print).train.vectorize == vectorize
+
+
 def test_what_was_decided_is_written_down_and_kept(
     make_experiment: Make, run_inline: RunInline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prepare(make_experiment())
     run = run_inline(first)
     assert run.config["train"]["compiler"] == "xla"
-    assert run.config["train"]["vectorize"] == "always"
-    assert run.manifest.engine["blocks"]["together"] is True
+    assert run.config["train"]["vectorize"] == "never"
+    assert run.manifest.engine["blocks"]["together"] is False
     again = make_experiment(run={"out": str(run.path), "resume": True})
     torch = dataclasses.replace(again.train, compiler="torch")
     assert choose(again, print).train == first.train
