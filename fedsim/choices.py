@@ -29,9 +29,12 @@ FLOPS_PER_SECOND = {"xla": 5e10, "torch": 2.5e10}
 STEP_SECONDS = {"xla": 5e-6, "torch": 1.5e-4}
 CLIENT_SECONDS = 4e-5
 FULL_LEVEL_SECONDS = 1e-2  # a client's, for the passes of measure.level = "full"
+RUN_SECONDS = 0.5  # for a run's start and end
+ROUND_SECONDS = 8e-3  # for what a round takes beside its clients: the draw, the sum, the ledger
 RAY_START_SECONDS = 4.0
-FULL_LANES = 2  # clients in step pay from half of the lanes on
 RAY_ROUND_SECONDS = 3e-3  # for calls and replies, and what workers do twice
+
+FULL_LANES = 0.5  # share of a program's lanes that a cohort has to fill for clients to go in step
 
 
 def choose(experiment: Experiment, tell: Tell) -> Experiment:
@@ -94,7 +97,7 @@ def pays_together(experiment: Experiment, compiler: str) -> bool:
     if compiler == "torch" and device == "cpu":
         return False
     plan = plan_for(parts.scratch_model(experiment), device=device)
-    return plan.together and FULL_LANES * experiment.server.clients_per_round >= plan.lanes
+    return plan.together and experiment.server.clients_per_round >= FULL_LANES * plan.lanes
 
 
 def train_table_of_run(experiment: Experiment) -> TrainTable | None:
@@ -136,7 +139,7 @@ def run_seconds(e: Experiment) -> float:
     """Return about how long one core takes for a run, if nothing stops it before its last round."""
     flops = experiment_cost(e).network.forward_flops * len(parts.dataset(e).y_test)
     tested = flops / FLOPS_PER_SECOND["torch"] / e.server.evaluate_every
-    return e.experiment.rounds * (round_seconds(e) + tested)
+    return RUN_SECONDS + e.experiment.rounds * (round_seconds(e) + tested + ROUND_SECONDS)
 
 
 def round_seconds(e: Experiment) -> float:

@@ -253,3 +253,12 @@ def test_a_defence_that_is_large_enough_or_that_nobody_needs_is_not(
     prepare(make_experiment(server=server, adversary=attack), told.append)
     prepare(make_experiment(server={"strategy": "krum"}), told.append)
     assert not [line for line in told if "byzantine" in line]
+
+
+def test_what_a_run_takes_beside_its_clients_is_in_a_plan(make_experiment: Make) -> None:
+    short, long = (
+        choices.run_seconds(choose(make_experiment(experiment={"rounds": rounds}), print))
+        for rounds in (1, 101)
+    )
+    assert short > choices.RUN_SECONDS
+    assert long - short > 100 * choices.ROUND_SECONDS

@@ -24,6 +24,7 @@ import typer
 
 import fedsim
 from fedsim.cli.command import Command
+from fedsim.cli.folding import folded
 from fedsim.cli.main import app
 from fedsim.config import Experiment
 
@@ -368,6 +369,24 @@ def test_a_terminal_shows_a_bar(cli: CLI, tiny: list[str], monkeypatch: pytest.M
     assert "2/2" in text
     assert "clients/s" in text
     assert "round 1/2" not in text
+
+
+def test_long_sentences_are_folded_between_words_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = "  privacy         (epsilon = 2.28, delta = 1e-5)-differential privacy for users, by"
+    monkeypatch.setenv("COLUMNS", "50")
+    assert folded(line, indent=18) == line  # in a file or a pipe
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert folded(line, indent=18).splitlines() == [
+        "  privacy         (epsilon = 2.28, delta =",
+        "                  1e-5)-differential privacy for",
+        "                  users, by",
+    ]
+    path = f"  run             {'/long' * 20}"
+    assert folded(path, indent=18).split() == path.split()  # which can be copied
+    monkeypatch.setenv("COLUMNS", "30")
+    assert folded(line, indent=18) == line  # the terminal folds what has no room
 
 
 # Listing and exporting.
