@@ -42,19 +42,24 @@ def test_auto_is_xla_where_it_can(make_experiment: Make, told: list[str]) -> Non
 
 
 def test_large_networks_are_trained_one_after_another(make_experiment: Make) -> None:
-    wide = make_experiment(model={"width": 400, "depth": 2})
+    many = {"data": {"clients": 50}, "server": {"clients_per_round": 40}}
+    wide = make_experiment(**many, model={"width": 400, "depth": 2})
     assert choose(wide, print).train.vectorize == "never"
 
 
 @pytest.mark.parametrize(
     "tables",
-    [{"server": {"strategy": "scaffold"}}, {"update": {"codec": "topk"}}],
+    [
+        {"server": {"strategy": "scaffold", "clients_per_round": 40}},
+        {"server": {"clients_per_round": 40}, "update": {"codec": "topk"}},
+    ],
     ids=["state", "codec"],
 )
 def test_clients_that_are_asked_alone_are_not_trained_in_step(
     make_experiment: Make, tables: dict[str, dict[str, str]]
 ) -> None:
-    assert choose(make_experiment(**tables), print).train.vectorize == "never"
+    experiment = make_experiment(data={"clients": 50}, **tables)
+    assert choose(experiment, print).train.vectorize == "never"
 
 
 def test_without_jax_it_is_torch_and_says_why(

@@ -52,7 +52,7 @@ def reference(tmp_path_factory) -> dict[str, str]:
     return {
         setting: run(root / setting, setting, "engine.name=inline")
         for setting in (
-            *("server.strategy=fedavg", "server.strategy=scaffold"),
+            *("server.strategy=fedavg", "server.strategy=scaffold", "train.vectorize=always"),
             *("update.codec=topk", "update.codec=drive", "update.downlink=int8"),
         )
     }
