@@ -117,18 +117,17 @@ def byzantine_conflicts(e: Experiment) -> Iterator[Conflict]:
         )
 
 
-def remarks(e: Experiment) -> Iterator[str]:
-    """Yield what is possible and perhaps not meant: it is said, and the run goes on."""
+def remarks(e: Experiment) -> list[str]:
+    """Return what is possible and perhaps not meant: it is said, and the run goes on."""
     server, attack = e.server, e.adversary
-    if server.strategy in BYZANTINE_FACTOR and attack.kind != "none":
-        expected = attack.fraction * server.clients_per_round
-        if server.byzantine_clients < expected:
-            yield (
-                f"server.byzantine_clients = {server.byzantine_clients}: some {expected:.3g} of "
-                f"server.clients_per_round = {server.clients_per_round} are hostile "
-                f"(adversary.fraction = {attack.fraction:g}), more than {server.strategy} is to "
-                "withstand"
-            )
+    expected = attack.fraction * server.clients_per_round if attack.kind != "none" else 0
+    if server.strategy not in BYZANTINE_FACTOR or server.byzantine_clients >= expected:
+        return []
+    return [
+        f"server.byzantine_clients = {server.byzantine_clients}: some {expected:.3g} of "
+        f"server.clients_per_round = {server.clients_per_round} are hostile "
+        f"(adversary.fraction = {attack.fraction:g}), more than {server.strategy} is to withstand"
+    ]
 
 
 def absence_conflicts(left_out: str, clients: int) -> Iterator[Conflict]:

@@ -334,7 +334,7 @@ def test_blocks_are_cut_by_what_the_nodes_hold(
             held.append(sizes.tolist())
             return steps_of(sizes, **recipe)
 
-        patch.setattr(sys.modules["server.app"], "steps_of", look)
+        patch.setattr(sys.modules["server.asker"], "steps_of", look)
         serve(experiment, ForeignGrid(client_app, NODES, experiment.flat(), data=at_nodes(folders)))
     (sizes,) = held
     assert sizes == parts.partition(make_experiment(data=UNEVEN)).sizes.tolist()

@@ -248,7 +248,7 @@ def nothing_left_of(home: Path) -> Iterator[None]:
             time.sleep(0.1)
 
 
-def wait_for(what: str, condition: Callable[[], bool], logs: Path, seconds: float = 120) -> None:
+def wait_for(what: str, condition: Callable[[], bool], logs: Path, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
