@@ -35,7 +35,7 @@ clean:  ## remove the virtual environment and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The constraints make the installation the same everywhere; a change of them installs anew. Python
-# compiles what it imports, a tenth of what is installed.
+# compiles what is imported when it is: most of what is installed never is.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'

@@ -114,7 +114,7 @@ def test_the_command_says_what_it_promises(cli: CLI, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3])
 def test_noise_from_the_seed_is_the_same_on_any_engine(
     workers: int, make_experiment: Make, run_inline: RunInline, tmp_path: Path
 ) -> None:
@@ -426,9 +426,11 @@ def rounds_in(out: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_kill_changes_no_bit_of_a_run_with_noise_from_the_seed(tmp_path: Path) -> None:
-    """Adaptive clipping has all that a resumed run has to remember."""
-    options = [*settings(LEVELS["adaptive"], rounds=200), "-q", "--format", "json"]
+@pytest.mark.parametrize("level", ["user", "adaptive"])
+def test_a_kill_changes_no_bit_of_a_run_with_noise_from_the_seed(
+    level: str, tmp_path: Path
+) -> None:
+    options = [*settings(LEVELS[level], rounds=200), "-q", "--format", "json"]
     alone = subprocess.run(
         [FEDSIM, "run", *options, "--out", str(tmp_path / "alone")],
         capture_output=True,

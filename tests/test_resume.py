@@ -58,19 +58,17 @@ def kill_somewhere(command: list[str], out: Path, moment: random.Random) -> bool
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("setting", "times"),
-    [("server.strategy=fedadam", 10), ("server.strategy=scaffold", 4), ("update.codec=topk", 4)],
+    "setting", ["server.strategy=fedadam", "server.strategy=scaffold", "update.codec=topk"]
 )
-def test_kills_at_random_moments_change_no_bit(setting, times, tmp_path):
+def test_ten_kills_at_random_moments_change_no_bit(setting, tmp_path):
     """What is remembered: the strategy's momenta, control variates, what topk did not send."""
-    rounds = 30 * times
-    experiment = ["-s", f"experiment.rounds={rounds}", "-s", setting, "-s", "engine.name=inline"]
+    experiment = ["-s", "experiment.rounds=300", "-s", setting, "-s", "engine.name=inline"]
     alone = run_whole(tmp_path / "alone", *experiment)
 
     out, moment = tmp_path / "killed", random.Random(setting)
     command = [FEDSIM, "run", *SETTINGS, *experiment, "--out", str(out), "-q"]
     kills = 0
-    for _ in range(times):
+    for _ in range(10):
         kills += kill_somewhere(command, out, moment)
         command = [FEDSIM, "run", "--resume", str(out), "-q"]
     done = subprocess.run(
@@ -78,16 +76,16 @@ def test_kills_at_random_moments_change_no_bit(setting, times, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert kills == times
+    assert kills == 10
     assert summary["status"] == "completed"
-    assert summary["rounds"] == rounds
-    assert summary["clients_trained"] == 4 * rounds
+    assert summary["rounds"] == 300
+    assert summary["clients_trained"] == 1200
     assert summary["model_sha256"] == alone
 
 
 @pytest.mark.ray
 def test_a_kill_of_the_whole_program_on_ray_changes_no_bit(tmp_path):
-    experiment = ["-s", "experiment.rounds=200", "-s", "engine.workers=2"]
+    experiment = ["-s", "experiment.rounds=400", "-s", "engine.workers=2"]
     alone = run_whole(tmp_path / "alone", *experiment[:2], "-s", "engine.name=inline")
     out = tmp_path / "killed"
     command = [FEDSIM, "run", *SETTINGS, *experiment, "--out", str(out), "-q"]
@@ -100,7 +98,7 @@ def test_a_kill_of_the_whole_program_on_ray_changes_no_bit(tmp_path):
     for helper in helpers:  # Ray's own, of which some outlive a driver that is killed
         if helper.is_running():
             helper.kill()
-    assert 3 <= rounds_in(out) < 200
+    assert 3 <= rounds_in(out) < 400
     done = subprocess.run(
         [FEDSIM, "run", "--resume", str(out), "-q", "--format", "json"],
         capture_output=True,

@@ -165,10 +165,8 @@ def outcomes(
     model = parts.initial_model(experiment)
     arrays = read_arrays(model)
     x, y = (torch.from_numpy(part) for part in parts.dataset(experiment).test())
-    aggregator, at = (
-        make_aggregator(experiment, arrays, clients=8),
-        Whereabouts(node_of=grid.node_of),
-    )
+    aggregator = make_aggregator(experiment, arrays, clients=8)
+    at = Whereabouts(node_of=grid.node_of)
     transport = Transport(update=UpdateTable(), seed=0)
 
     def cut(clients: Sequence[int]) -> list[Part]:
